@@ -1,0 +1,217 @@
+"""What an adapter is: a Source reads a tracker into our values, a Target writes our values into one.
+
+An adapter only translates.  What its tracker cannot hold it declares in `limits`, and `fit` does the
+rest; retries, mapping, renaming, packing and progress are not its business.  A module of adapters
+has these functions, each optional:
+
+    open_source(address, context) -> Source      raises NotFound when nothing is there
+    open_target(address, context) -> Target      writes nothing before `prepare`
+
+A target takes runs a pack at a time:
+
+    with target.pack(id) as place:        leaving without commit takes everything back, or leaves
+        place.begin(runs)                 what a second try finds and completes
+        place.points(batch) ...
+        place.put(artifact) ...
+        place.keep(record) ...
+        receipt = place.commit()          after this, and only then, the pack is there
+
+Every writing call may be made again, in a second try of the pack or by a second process, and then
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal, ParamSpec, Protocol, TypeVar
+
+import pyarrow as pa
+
+from mlmigrate.model import Arrival, Artifact, Experiment, Loss, Record, Run, RunRef
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Side = Literal["source", "target"]
+
+
+class Again(Protocol):
+    """What calls again while a tracker is away (steps.Steps is the one that there is)."""
+
+    def do(self, what: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+
+class Once:
+    """Calls once: for tests and for places that are never away."""
+
+    def do(self, what: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return call(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a person chose that reaches the adapters; picklable.
+
+    artifacts_to     where a database target's artifact bytes go: "" for the adapter's own default,
+                     "keep" to leave them where they are, else a folder
+    artifacts_at     folders to look for a source's artifact bytes in, beside where its URIs point
+    allow_artifacts  prefixes of artifact URIs that a server may name though they lie elsewhere
+    """
+
+    artifacts_to: str = ""
+    artifacts_at: tuple[str, ...] = ()
+    allow_artifacts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an adapter is opened with. The credentials of two places never mix: `env` is one side's alone."""
+
+    side: Side
+    again: Again = field(default_factory=Once)
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment as this side sees it: SOURCE_X (or TARGET_X) wins over X."""
+        prefix = self.side.upper() + "_"
+        own = {name.removeprefix(prefix): value for name, value in os.environ.items() if name.startswith(prefix)}
+        return {**os.environ, **own}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a tracker can hold. None means no limit. Lengths are in characters.
+
+    key_chars          the inside of a regular expression's character class that keys are made of
+    key_paths          keys must be clean relative paths (no "..", "//", leading or trailing "/")
+    infinities         False: the infinities become +-1.7976931348623157e308
+    distinct_points    True: points equal in all but log order are one
+    nulls              points without a step or a time can be held
+    micros             parts of a step or of a millisecond can be held
+    point_links        the dataset and model columns of points can be held
+    types              params keep their type; otherwise they become text
+    experiment_times   created and updated of experiments
+    deleted_times      when a run was deleted
+    system             the fields in Run.system
+    records            prefixes of the kinds of record that can be held ("" for all)
+    owned_artifacts    artifacts of models and traces (owner "@...") can be held
+    ids                run ids are kept
+    """
+
+    key_chars: str | None = None
+    key_length: int | None = None
+    key_paths: bool = False
+    param_length: int | None = None
+    tag_length: int | None = None
+    experiment_tag_length: int | None = None
+    experiment_name_length: int | None = None
+    infinities: bool = True
+    distinct_points: bool = False
+    nulls: bool = True
+    micros: bool = True
+    point_links: bool = True
+    types: bool = True
+    inputs: bool = True
+    experiment_times: bool = True
+    deleted_times: bool = True
+    system: bool = True
+    records: tuple[str, ...] = ("",)
+    owned_artifacts: bool = True
+    ids: bool = True
+
+    def holds(self, record_kind: str) -> bool:
+        """Whether a record of this kind can be held."""
+        return record_kind.startswith(self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How large a pack may be: whole runs, bounded by points and by bytes of artifacts."""
+
+    runs: int = 1000
+    points: int = 1_000_000
+    size: int = 1 << 30
+
+    def within(self, other: Packing) -> Packing:
+        """The smaller of both, bound by bound."""
+        return Packing(min(self.runs, other.runs), min(self.points, other.points), min(self.size, other.size))
+
+
+class Reading(Protocol):
+    """Some runs, opened: one consistent look at them. Each stream can be taken once, in this order.
+
+    distinct   no two points are equal in all columns
+    losses     what could not be read as it was; complete once the streams are drained
+    """
+
+    runs: Sequence[Run]
+    distinct: bool
+    losses: list[Loss]
+
+    def points(self) -> Iterator[pa.RecordBatch]:
+        """Batches of the schema POINTS; a run's points lie together, in log order."""
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """The files of the runs, one after another."""
+
+    def records(self) -> Iterator[Record]:
+        """What belongs to no run (only for refs of kind "records")."""
+
+
+class Source(Protocol):
+    """A place to read from."""
+
+    packing: Packing
+
+    def experiments(self) -> Sequence[Experiment]:
+        """All experiments, deleted ones too."""
+
+    def refs(self) -> Iterable[RunRef]:
+        """All runs, deleted ones too, parents before their children where that is known."""
+
+    def read(self, refs: Sequence[RunRef]) -> AbstractContextManager[Reading]:
+        """The runs that `refs` name. A run that is gone meanwhile is left out, with a loss."""
+
+    def oddities(self) -> Sequence[Loss]:
+        """What is strange about the place as a whole, known once experiments and refs were taken."""
+
+    def close(self) -> None: ...
+
+
+class Place(Protocol):
+    """A pack being written."""
+
+    def begin(self, runs: Sequence[Run]) -> None: ...
+
+    def points(self, batch: pa.RecordBatch) -> None: ...
+
+    def put(self, artifact: Artifact) -> None: ...
+
+    def keep(self, record: Record) -> None: ...
+
+    def commit(self) -> Mapping[str, str]:
+        """Done, written last. Gives origin -> the id of the run here."""
+
+
+class Target(Protocol):
+    """A place to write into."""
+
+    limits: Limits
+    packing: Packing
+
+    def arrived(self) -> Mapping[str, Arrival]:
+        """The runs that are whole here, by origin. Read from the place itself."""
+
+    def prepare(self, experiments: Sequence[Experiment]) -> Sequence[Loss]:
+        """Makes the experiments that are not there yet; an equal name is the same experiment."""
+
+    def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> AbstractContextManager[Place]:
+        """A pack of the runs that `refs` name (their stamps are remembered with them). `distinct`: no two points are equal."""
+
+    def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:
+        """After the last pack: references between runs (ids: origin -> id here), then deletions."""
+
+    def close(self) -> None: ...

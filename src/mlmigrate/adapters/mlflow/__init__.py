@@ -1,0 +1,44 @@
+"""MLflow in its three shapes: a folder (`files`), a backend database (`sql`), a server (`rest`).
+
+    mlflow:./mlruns    mlflow:sqlite:///mlflow.db    mlflow:http://localhost:5000
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from types import ModuleType
+
+from mlmigrate.adapters.base import Context, Source, Target
+from mlmigrate.address import Address
+from mlmigrate.errors import UsageError
+
+_DATABASE = re.compile(r"^(sqlite|postgresql|postgres|mysql|mariadb|mssql)(\+\w+)?://")
+_SERVER = re.compile(r"^(https?://|databricks(://|$))")
+
+
+def open_source(address: Address, context: Context) -> Source:
+    """The folder, the database or the server that `address` names, for reading."""
+    place = address.place or context.env.get("MLFLOW_TRACKING_URI", "")
+    source: Source = shape(place).open_source(Address(address.kind, place), context)
+    return source
+
+
+def open_target(address: Address, context: Context) -> Target:
+    """The database or the server that `address` names, for writing."""
+    module = shape(address.place)
+    if not hasattr(module, "open_target"):
+        raise UsageError(
+            f"{address.shown} is a folder, and MLflow is giving up folders as stores.",
+            "Write into a database, for example mlflow:sqlite:///mlflow.db",
+        )
+    target: Target = module.open_target(address, context)
+    return target
+
+
+def shape(place: str) -> ModuleType:
+    """The module for this tracking URI."""
+    if not place:
+        raise UsageError("mlflow: names no place and MLFLOW_TRACKING_URI is not set.", "For example mlflow:./mlruns")
+    name = "sql" if _DATABASE.match(place) else "rest" if _SERVER.match(place) else "files"
+    return import_module(f"{__name__}.{name}")

@@ -1,0 +1,69 @@
+"""Names of adapters -> the modules that hold them, as strings: nothing is imported before it is used.
+
+Adapters from outside join through the entry point group "mlmigrate.adapters"; the entry point names
+a module that has what adapters/base.py says.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from mlmigrate.adapters.base import Context, Source, Target
+from mlmigrate.address import Address
+from mlmigrate.errors import UsageError
+
+BUILT_IN = {
+    "archive": "mlmigrate.archive",
+    "memory": "mlmigrate.adapters.memory",
+    "merged": "mlmigrate.adapters.merged",
+    "mlflow": "mlmigrate.adapters.mlflow",
+}
+GROUP = "mlmigrate.adapters"
+
+
+def names() -> dict[str, str]:
+    """Every adapter's name -> its module."""
+    return BUILT_IN | {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+def open_source(address: Address, context: Context) -> Source:
+    """The place opened for reading.
+
+    Raises UsageError when no adapter has that name or it cannot read, NotFound when nothing is there.
+    """
+    source: Source = _opener(address, "open_source", "read from")(address, context)
+    return source
+
+
+def open_target(address: Address, context: Context) -> Target:
+    """The place opened for writing; nothing is written yet. Raises as `open_source` does."""
+    target: Target = _opener(address, "open_target", "write to")(address, context)
+    return target
+
+
+def module_of(kind: str) -> ModuleType:
+    """The adapter's module, imported now."""
+    known = names()
+    if kind not in known:
+        close = get_close_matches(kind, known, 1)
+        raise UsageError(
+            f'no adapter is called "{kind}".' + (f" Did you mean {close[0]}?" if close else ""),
+            "mlmigrate adapters lists all of them",
+        )
+    try:
+        return import_module(known[kind])
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "mlmigrate"):
+            raise
+        raise UsageError(f"{missing} is not installed.", f'pip install "mlmigrate[{kind}]"') from error
+
+
+def _opener(address: Address, function: str, verb: str):  # type: ignore[no-untyped-def]
+    opener = getattr(module_of(address.kind), function, None)
+    if opener is None:
+        raise UsageError(f"mlmigrate cannot {verb} {address.kind}.", "mlmigrate adapters says what each can do")
+    return opener

@@ -1,0 +1,80 @@
+"""Where a place is: `kind:` and then what that tool itself calls it.
+
+    mlflow:http://localhost:5000    mlflow:sqlite:///mlflow.db    mlflow:./mlruns
+    ./archive                       s3://bucket/prefix            no kind: an archive
+
+Secrets may stand in an address (a database password); they are never shown: always print
+`address.shown`, never `address.text`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mlmigrate.errors import UsageError
+
+OBJECT_STORES = ("s3", "gs", "az")
+_KIND = re.compile(r"^([A-Za-z][A-Za-z0-9_+-]+):(.*)$", re.DOTALL)
+_USERINFO = re.compile(r"(?<=://)(?!/)\S*@")  # greedy: a password may hold "@" and "/"
+_SECRET_QUERY = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|key|secret|sslpassword|access_key)=)[^&\s]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place: the adapter's name and what that tracker calls the place.
+
+    `many` holds the addresses of a merge, in order; `place` is then empty.
+    """
+
+    kind: str
+    place: str
+    many: tuple[Address, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The address as it was typed, secrets and all. Never print it."""
+        if self.many:
+            return " ".join(one.text for one in self.many)
+        return self.place if self.kind == "archive" else f"{self.kind}:{self.place}"
+
+    @property
+    def shown(self) -> str:
+        """The address with secrets hidden: for messages, ledgers and reports."""
+        return hide_secrets(self.text)
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def __repr__(self) -> str:
+        return f"Address({self.shown!r})"
+
+
+def parse(text: str) -> Address:
+    """The address that `text` names.
+
+    Raises UsageError for an empty text and for a bare web address.
+    """
+    if not text.strip():
+        raise UsageError("An address is empty.", "Write it as kind:place, for example mlflow:./mlruns")
+    found = _KIND.match(text)
+    if found is None or found[1] in OBJECT_STORES:
+        return Address("archive", text)
+    kind, place = found[1], found[2]
+    if kind in ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks") or kind.startswith(
+        ("postgresql+", "mysql+", "mssql+")
+    ):
+        raise UsageError(
+            f"{hide_secrets(text)} does not say which tracker is there.", f"Perhaps mlflow:{hide_secrets(text)}"
+        )
+    return Address(kind, place)
+
+
+def merge(addresses: tuple[Address, ...]) -> Address:
+    """One address for several places of one estate; a single one stays itself."""
+    return addresses[0] if len(addresses) == 1 else Address("merged", "", addresses)
+
+
+def hide_secrets(text: str) -> str:
+    """`text` with user:password@ and secret query values replaced by ***."""
+    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))

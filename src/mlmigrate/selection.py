@@ -1,0 +1,74 @@
+"""Which runs, and which parts of them, a person asked for. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from mlmigrate.model import Experiment, RunRef
+
+PARTS = ("params", "metrics", "tags", "artifacts", "inputs", "records")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Globs and bounds; an empty one selects everything.
+
+    experiments  globs over an experiment's name or id
+    runs         globs over a run's id or name
+    since, until ms since the epoch, compared with a run's start; until is exclusive
+    statuses     upper case
+    parts        which of PARTS are carried
+    deleted      whether deleted runs and experiments are carried
+    max_artifact_size  bytes; larger artifacts are left behind, as losses
+    """
+
+    experiments: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    since: int | None = None
+    until: int | None = None
+    statuses: tuple[str, ...] = ()
+    parts: frozenset[str] = frozenset(PARTS)
+    deleted: bool = True
+    max_artifact_size: int | None = None
+
+    def wants_experiment(self, experiment: Experiment) -> bool:
+        """Whether this experiment is asked for."""
+        if experiment.deleted and not self.deleted:
+            return False
+        return not self.experiments or _any(self.experiments, experiment.name, experiment.id)
+
+    def wants(self, ref: RunRef) -> bool:
+        """Whether this run is asked for, its experiment being asked for already."""
+        if ref.kind == "records":
+            return "records" in self.parts and not self._narrow
+        if ref.deleted and not self.deleted:
+            return False
+        if self.statuses and ref.status not in self.statuses:
+            return False
+        if self.runs and not _any(self.runs, ref.id, ref.name):
+            return False
+        return self._within(ref.start)
+
+    @property
+    def _narrow(self) -> bool:
+        """Whether single runs are asked for: then what belongs to no run stays behind."""
+        return bool(self.runs or self.statuses or self.since is not None or self.until is not None or self.experiments)
+
+    def _within(self, start: int | None) -> bool:
+        if self.since is None and self.until is None:
+            return True
+        if start is None:
+            return False
+        return (self.since is None or start >= self.since) and (self.until is None or start < self.until)
+
+    @property
+    def recipe(self) -> str:
+        """What of this selection changes the contents of a run that is carried; "" when all of it is."""
+        left_out = sorted(set(PARTS) - self.parts)
+        size = [] if self.max_artifact_size is None else [f"<={self.max_artifact_size}"]
+        return " ".join(left_out + size)
+
+
+def _any(globs: tuple[str, ...], *names: str) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs for name in names)
