@@ -90,6 +90,7 @@ class Limits:
     infinities         False: the infinities become +-1.7976931348623157e308
     distinct_points    True: points equal in all but log order are one
     nulls              points without a step or a time can be held
+    negative_times     points before 1970 can be held
     micros             parts of a step or of a millisecond can be held
     point_links        the dataset and model columns of points can be held
     types              params keep their type; otherwise they become text
@@ -111,6 +112,7 @@ class Limits:
     infinities: bool = True
     distinct_points: bool = False
     nulls: bool = True
+    negative_times: bool = True
     micros: bool = True
     point_links: bool = True
     types: bool = True

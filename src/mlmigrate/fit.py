@@ -1,0 +1,300 @@
+"""Makes a run fit a target's Limits; what changes on the way becomes a Loss. Pure.
+
+What is fitted twice stays as it is: `fit(fit(x)) == fit(x)`, so that a copy that is taken up again,
+or verified, meets the same values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import BinaryIO
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlmigrate.adapters.base import Limits
+from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, Run, Value
+
+LARGEST = 1.7976931348623157e308
+OVERFLOW = "mlmigrate"  # the folder of artifacts that hold what a value had no room for
+
+
+@dataclass(frozen=True, slots=True)
+class FittedRun:
+    """A run as the target can hold it; `overflow` carries the whole of what was cut."""
+
+    run: Run
+    losses: tuple[Loss, ...]
+    overflow: tuple[Artifact, ...] = ()
+
+
+def fit_experiment(experiment: Experiment, limits: Limits) -> tuple[Experiment, list[Loss]]:
+    """The experiment as the target can hold it."""
+    losses: list[Loss] = []
+
+    def lose(what: str, because: str) -> None:
+        losses.append(Loss("", what, because, experiment.id))
+
+    name = _shorten(experiment.name, limits.experiment_name_length)
+    if name != experiment.name:
+        lose(f"name {experiment.name!r}", f"cut to {limits.experiment_name_length} characters: {name!r}")
+    tags = {}
+    for key, value in experiment.tags.items():
+        tags[fit_key(key, limits)] = _shorten(value, limits.experiment_tag_length)
+        if tags[fit_key(key, limits)] != value:
+            lose(f"tag {key!r}", f"cut from {len(value)} to {limits.experiment_tag_length} characters")
+    if not limits.experiment_times and (experiment.created is not None or experiment.updated is not None):
+        lose("creation and update time", "the target sets its own")
+        return replace(experiment, name=name, tags=tags, created=None, updated=None), losses
+    return replace(experiment, name=name, tags=tags), losses
+
+
+def fit_run(run: Run, limits: Limits) -> FittedRun:
+    """The run as the target can hold it."""
+    fitting = _RunFitting(run, limits)
+    params = {key: fitting.param(name, key, value) for name, key, value in fitting.keyed("param", run.params)}
+    tags = {key: fitting.tag(name, key, value) for name, key, value in fitting.keyed("tag", run.tags)}
+    fitted = replace(
+        run,
+        params=params,
+        tags=tags,
+        inputs=fitting.inputs(),
+        records=fitting.records(),
+        system=run.system if limits.system else {},
+        deleted_at=run.deleted_at if limits.deleted_times else None,
+    )
+    fitting.fields()
+    return FittedRun(fitted, tuple(fitting.losses), tuple(fitting.overflow))
+
+
+class _RunFitting:
+    def __init__(self, run: Run, limits: Limits) -> None:
+        self.run, self.limits = run, limits
+        self.losses: list[Loss] = []
+        self.overflow: list[Artifact] = []
+
+    def lose(self, what: str, because: str) -> None:
+        self.losses.append(Loss(self.run.id, what, because, self.run.experiment))
+
+    def keyed(self, role: str, values: Mapping[str, Value]) -> list[tuple[str, str, Value]]:
+        """(name, key that fits, value) of each; two names never become one key."""
+        keyed = []
+        for name, value in values.items():
+            key = fit_key(name, self.limits)
+            if key != name:
+                self.lose(f"{role} {name!r}", f"renamed to {key!r}: the target refuses the name")
+            keyed.append((name, key, value))
+        return keyed
+
+    def param(self, name: str, key: str, value: Value) -> Value:
+        if self.limits.types:
+            return value
+        text = text_of(value)
+        if not isinstance(value, str):
+            self.lose(f"param {name!r}", f"{type(value).__name__} became text")
+        return self.cut("param", name, key, text, self.limits.param_length)
+
+    def tag(self, name: str, key: str, value: Value) -> str:
+        return self.cut("tag", name, key, str(value), self.limits.tag_length)
+
+    def cut(self, role: str, name: str, key: str, text: str, length: int | None) -> str:
+        if length is None or len(text) <= length:
+            return text
+        path = f"{OVERFLOW}/{role}s/{_file_name(key)}.txt"
+        self.overflow.append(_text_artifact(self.run.id, path, text))
+        self.lose(f"{role} {name!r}", f"cut from {len(text)} to {length} characters; whole text kept as artifact {path}")
+        return text[:length]
+
+    def inputs(self) -> tuple[DatasetInput, ...]:
+        if self.limits.inputs:
+            return self.run.inputs
+        for given in self.run.inputs:
+            self.lose(f"dataset input {given.name!r}", "the target has no place for it")
+        return ()
+
+    def records(self) -> tuple[Record, ...]:
+        for record in self.run.records:
+            if not self.limits.holds(record.kind):
+                self.lose(f"{record.kind} {record.id!r}", "the target has no place for it")
+        return tuple(record for record in self.run.records if self.limits.holds(record.kind))
+
+    def fields(self) -> None:
+        if not self.limits.deleted_times and self.run.deleted_at is not None:
+            self.lose("time of deletion", "the target sets its own")
+        if not self.limits.system:
+            for name, value in self.run.system.items():
+                self.lose(f"field {name} ({value!r})", "the target has no place for it")
+        if self.run.status_word and not self.limits.types:
+            self.lose(f"status {self.run.status_word!r}", f"became {self.run.status}")
+
+
+def fit_record(record: Record, limits: Limits) -> Loss | None:
+    """The loss of a record that the target has no place for."""
+    if limits.holds(record.kind):
+        return None
+    return Loss("", f"{record.kind} {record.id!r}", "the target has no place for it", record.owner)
+
+
+def fit_key(key: str, limits: Limits) -> str:
+    """A name as the target takes it; one that had to change ends in a hash of what it was."""
+    return key if _fits(key, limits) else _renamed(key, limits)
+
+
+@lru_cache(maxsize=65536)
+def _fits(key: str, limits: Limits) -> bool:
+    if limits.key_chars is not None and not _allowed(limits.key_chars).fullmatch(key):
+        return False
+    if limits.key_paths and not _clean_path(key):
+        return False
+    return limits.key_length is None or len(key) <= limits.key_length
+
+
+def _renamed(key: str, limits: Limits) -> str:
+    mark = "_" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    clean = key if limits.key_chars is None else re.sub(f"[^{limits.key_chars}]", "_", key)
+    if limits.key_paths and not _clean_path(clean):
+        clean = re.sub(r"[./]", "_", clean)
+    return (clean if limits.key_length is None else clean[: limits.key_length - len(mark)]) + mark
+
+
+@lru_cache(maxsize=16)
+def _allowed(chars: str) -> re.Pattern[str]:
+    return re.compile(f"[{chars}]+")
+
+
+def _clean_path(key: str) -> bool:
+    return all(part not in ("", ".", "..") for part in key.split("/"))
+
+
+def text_of(value: Value) -> str:
+    """A typed value as the text that a tracker without types is given."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, frozenset):
+        return msgspec.json.encode(sorted(value)).decode()
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return str(value)
+
+
+def _shorten(text: str, length: int | None) -> str:
+    return text if length is None else text[:length]
+
+
+def _file_name(key: str) -> str:
+    """A key as one path part."""
+    safe = re.sub(r"[^\w.\- ]", "_", key)[:150]
+    return safe if safe == key else f"{safe}_{hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
+
+
+def _text_artifact(owner: str, path: str, text: str) -> Artifact:
+    data = text.encode("utf-8", "surrogatepass")
+
+    def opened() -> AbstractContextManager[BinaryIO]:
+        return io.BytesIO(data)
+
+    return Artifact(owner, path, opened, len(data), hashlib.sha256(data).hexdigest())
+
+
+@dataclass
+class PointFitting:
+    """Fits batch after batch of points and counts what changed. `starts`: run -> ms, for points without a time."""
+
+    limits: Limits
+    starts: Mapping[str, int | None]
+    counts: Counter[tuple[str, str, str]]  # (run, what, because)
+
+    def fit(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch as the target can hold it."""
+        columns = dict(zip(POINTS.names, batch.columns, strict=True))
+        for mend in (self._keys, self._infinities, self._steps, self._times, self._micros, self._links):
+            mend(columns)
+        return pa.RecordBatch.from_arrays([columns[name] for name in POINTS.names], schema=POINTS)
+
+    def losses(self, experiments: Mapping[str, str]) -> list[Loss]:
+        """The losses of all batches so far; `experiments`: run -> its experiment."""
+        return [
+            Loss(run, what, because.format(n=n), experiments.get(run, ""))
+            for (run, what, because), n in self.counts.items()
+        ]
+
+    def _count(self, columns: dict[str, pa.Array], rows: pa.Array, what: Callable[[str], str], because: str) -> None:
+        """Counts the rows where `rows` is true, by run and key."""
+        chosen = pa.table({name: columns[name].filter(rows) for name in ("run", "key")})
+        plain = chosen.cast(pa.schema([("run", pa.utf8()), ("key", pa.utf8())]))
+        for row in plain.group_by(["run", "key"]).aggregate([([], "count_all")]).to_pylist():
+            self.counts[row["run"], what(row["key"]), because] += row["count_all"]
+
+    def _keys(self, columns: dict[str, pa.Array]) -> None:
+        names = columns["key"].dictionary.to_pylist()
+        fitted = [fit_key(name, self.limits) for name in names]
+        if fitted == names:
+            return
+        renamed = pa.array([a != b for a, b in zip(names, fitted, strict=True)]).take(columns["key"].indices)
+        new = dict(zip(names, fitted, strict=True))
+        chosen = pa.table({name: columns[name].filter(renamed).cast(pa.utf8()) for name in ("run", "key")})
+        for row in chosen.group_by(["run", "key"]).aggregate([]).to_pylist():
+            self.counts[row["run"], f"metric {row['key']!r}", f"renamed to {new[row['key']]!r}: the target refuses the name"] = 1
+        columns["key"] = pa.DictionaryArray.from_arrays(columns["key"].indices, pa.array(fitted, pa.utf8()))
+
+    def _infinities(self, columns: dict[str, pa.Array]) -> None:
+        if self.limits.infinities:
+            return
+        value = columns["value"]
+        rows = pc.is_inf(value)
+        if pc.any(rows).as_py():
+            self._count(columns, rows, "metric {!r}".format, "{n} infinite points became +-" + str(LARGEST))
+            columns["value"] = pc.if_else(rows, pc.multiply(pc.sign(value), LARGEST), value)
+
+    def _steps(self, columns: dict[str, pa.Array]) -> None:
+        if self.limits.nulls or columns["step"].null_count == 0:
+            return
+        rows = columns["step"].is_null()
+        self._count(columns, rows, "metric {!r}".format, "{n} points without a step have step 0")
+        columns["step"] = columns["step"].fill_null(0)
+
+    def _times(self, columns: dict[str, pa.Array]) -> None:
+        if not self.limits.nulls and columns["timestamp"].null_count:
+            rows = columns["timestamp"].is_null()
+            self._count(columns, rows, "metric {!r}".format, "{n} points without a time have that of the run's start")
+            start = pa.array([self.starts.get(run) or 0 for run in columns["run"].dictionary.to_pylist()], pa.int64())
+            columns["timestamp"] = pc.coalesce(columns["timestamp"], start.take(columns["run"].indices))
+        if not self.limits.negative_times:
+            rows = pc.less(columns["timestamp"], 0)
+            if pc.any(rows).as_py():
+                self._count(columns, rows, "metric {!r}".format, "{n} points with a time before 1970 have time 0")
+                columns["timestamp"] = pc.max_element_wise(columns["timestamp"], 0)
+
+    def _micros(self, columns: dict[str, pa.Array]) -> None:
+        for name in ("step_micro", "timestamp_micro"):
+            column = columns[name]
+            if not self.limits.micros and column.null_count < len(column):
+                rows = pc.fill_null(pc.not_equal(column, 0), fill_value=False)
+                self._count(columns, rows, "metric {!r}".format, "{n} points are rounded down: " + name + " is dropped")
+                columns[name] = pa.nulls(len(column), column.type)
+
+    def _links(self, columns: dict[str, pa.Array]) -> None:
+        if self.limits.point_links:
+            return
+        for name in ("dataset_name", "dataset_digest", "model"):
+            column = columns[name]
+            if column.null_count < len(column):
+                if name != "dataset_digest":
+                    what = "model" if name == "model" else "dataset"
+                    self._count(columns, column.is_valid(), "metric {!r}".format, "{n} points lose their link to a " + what)
+                columns[name] = pa.DictionaryArray.from_arrays(pa.nulls(len(column), pa.int32()), pa.array([], pa.utf8()))
+
+
+def fit_points(limits: Limits, starts: Mapping[str, int | None]) -> PointFitting:
+    """What fits the points of the runs whose starts are given."""
+    return PointFitting(limits, starts, Counter())
+
+
