@@ -1,0 +1,231 @@
+"""The unit of work: some whole runs, bounded by points and bytes, read, mapped and fitted.
+
+    reading --> Contents: runs, points, artifacts, records as the target shall hold them
+
+A transfer writes the contents, a plan counts them, and verify compares them with what the target has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlmigrate import fingerprint
+from mlmigrate.adapters.base import Limits, Packing, Reading
+from mlmigrate.fit import fit_points, fit_record, fit_run
+from mlmigrate.mapping import Mapping as Rules
+from mlmigrate.model import POINTS, Artifact, Loss, Record, Run, RunRef
+from mlmigrate.selection import Selection
+
+UNKNOWN_STAMP = "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """References to some runs; `id` is the same for the same runs in the same state."""
+
+    id: str
+    refs: tuple[RunRef, ...]
+
+    @property
+    def halves(self) -> tuple[Pack, Pack]:
+        """Two packs of half the runs each."""
+        middle = len(self.refs) // 2
+        return pack_of(self.refs[:middle]), pack_of(self.refs[middle:])
+
+
+def pack_of(refs: Sequence[RunRef]) -> Pack:
+    """The pack of these runs."""
+    digest = hashlib.blake2b(digest_size=16)
+    for ref in refs:
+        digest.update(f"{ref.origin}\0{ref.stamp}\0".encode("utf-8", "surrogatepass"))
+    return Pack(digest.hexdigest(), tuple(refs))
+
+
+def packs(refs: Iterable[RunRef], bounds: Packing) -> Iterator[Pack]:
+    """The runs in packs, in order; a run that is larger than the bounds is a pack of its own."""
+    held: list[RunRef] = []
+    points = size = 0
+    for ref in refs:
+        full = len(held) >= bounds.runs or points + ref.points > bounds.points or size + ref.size > bounds.size
+        if held and (full or ref.kind != held[0].kind or ref.kind == "records"):
+            yield pack_of(held)
+            held, points, size = [], 0, 0
+        held.append(ref)
+        points, size = points + ref.points, size + ref.size
+    if held:
+        yield pack_of(held)
+
+
+def full_stamp(stamp: str, recipe: str) -> str:
+    """A run's stamp together with what was asked for: a copy with other rules is another copy."""
+    if not recipe:
+        return stamp or UNKNOWN_STAMP
+    return hashlib.blake2b(f"{stamp}\0{recipe}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How runs are changed on their way: which parts, by which rules, to which limits."""
+
+    selection: Selection
+    mapping: Rules
+    limits: Limits
+
+    @property
+    def text(self) -> str:
+        """What tells one recipe from another; "" for the plain one."""
+        return " ".join(part for part in (self.selection.recipe, self.mapping.recipe) if part)
+
+
+class Contents:
+    """What the runs of a reading are once mapped and fitted; each stream can be taken once.
+
+    `points_seen`, `artifacts_seen` and `bytes_seen` count what passed; `losses` is complete once
+    the streams are drained.
+    """
+
+    def __init__(self, reading: Reading, recipe: Recipe) -> None:
+        self._reading, self._recipe = reading, recipe
+        self._losses: list[Loss] = []
+        self._overflow: list[Artifact] = []
+        self.runs = [self._run(run) for run in reading.runs]
+        self._experiments = {run.id: run.experiment for run in self.runs}
+        self._points = fit_points(recipe.limits, {run.id: run.start for run in self.runs})
+        self._keys: dict[str, set[str]] = {}
+        self.points_seen = self.artifacts_seen = self.bytes_seen = 0
+        self.merged: dict[str, int] = {}
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no two points are equal."""
+        return (self._reading.distinct and self._recipe.mapping.empty) or self._recipe.limits.distinct_points
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """All that does not arrive as it was, as far as the streams were taken."""
+        found = [*self._reading.losses, *self._losses, *self._points.losses(self._experiments)]
+        for run, keys in self._keys.items():
+            found += self._recipe.mapping.key_losses(run, sorted(keys))
+        for run, n in self.merged.items():
+            found.append(Loss(run, "points", f"{n} equal points merged into one each", self._experiments.get(run, "")))
+        return tuple(replace(loss, experiment=loss.experiment or self._experiments.get(loss.run, "")) for loss in found)
+
+    def _run(self, run: Run) -> Run:
+        parts = self._recipe.selection.parts
+        kept = replace(
+            run,
+            stamp=full_stamp(run.stamp, self._recipe.text),
+            params=run.params if "params" in parts else {},
+            tags=run.tags if "tags" in parts else {},
+            inputs=run.inputs if "inputs" in parts else (),
+            records=run.records if "records" in parts else (),
+        )
+        mapped, losses = self._recipe.mapping.run(kept)
+        fitted = fit_run(mapped, self._recipe.limits)
+        self._losses += [*losses, *fitted.losses]
+        self._overflow += fitted.overflow
+        return fitted.run
+
+    def points(self) -> Iterator[pa.RecordBatch]:
+        """The points, a run's together."""
+        if "metrics" not in self._recipe.selection.parts:
+            return
+        for batch in self._distinct(self._fitted_points()):
+            self.points_seen += len(batch)
+            yield batch
+
+    def _fitted_points(self) -> Iterator[pa.RecordBatch]:
+        mapping = self._recipe.mapping
+        for batch in self._reading.points():
+            if not len(batch):
+                continue
+            if not mapping.empty:
+                self._note_keys(batch)
+            yield self._points.fit(batch if mapping.empty else mapping.points(batch))
+
+    def _note_keys(self, batch: pa.RecordBatch) -> None:
+        names = pa.table({"run": batch["run"].cast(pa.utf8()), "key": batch["key"].cast(pa.utf8())})
+        for row in names.group_by(["run", "key"]).aggregate([]).to_pylist():
+            self._keys.setdefault(row["run"], set()).add(row["key"])
+
+    def _distinct(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        if not self._recipe.limits.distinct_points or (self._reading.distinct and self._recipe.mapping.empty):
+            return batches
+        return self._merged(batches)
+
+    def _merged(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Equal points are one; a run's points lie together, so a run at a time is enough."""
+        for table in _run_by_run(batches):
+            whole = table.unify_dictionaries().combine_chunks().to_batches()[0]
+            once = fingerprint.distinct(whole)
+            if len(once) < len(whole):
+                run = whole["run"][0].as_py()
+                self.merged[run] = self.merged.get(run, 0) + len(whole) - len(once)
+            yield once
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """The files, those of overflowing values last."""
+        if "artifacts" not in self._recipe.selection.parts:
+            for cut in self._overflow:
+                self._losses.append(Loss(cut.owner, f"artifact {cut.path!r}", "artifacts are not carried"))
+            return
+        for artifact in self._reading.artifacts():
+            if self._fits(artifact):
+                yield self._counted(artifact)
+        yield from map(self._counted, self._overflow)
+
+    def _fits(self, artifact: Artifact) -> bool:
+        most = self._recipe.selection.max_artifact_size
+        if most is not None and artifact.size is not None and artifact.size > most:
+            self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", f"left behind: larger than {most} bytes"))
+            return False
+        if artifact.owner.startswith("@") and not self._recipe.limits.owned_artifacts:
+            self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", "the target has no place for it"))
+            return False
+        return True
+
+    def _counted(self, artifact: Artifact) -> Artifact:
+        self.artifacts_seen += 1
+        self.bytes_seen += artifact.size or 0
+        return artifact
+
+    def records(self) -> Iterator[Record]:
+        """What belongs to no run."""
+        for record in self._reading.records():
+            lost = fit_record(record, self._recipe.limits)
+            if lost is None:
+                yield record
+            else:
+                self._losses.append(lost)
+
+
+def _run_by_run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        for piece in _pieces(batch):
+            if held and held[0]["run"][0].as_py() != piece["run"][0].as_py():
+                yield pa.Table.from_batches(held, POINTS)
+                held = []
+            held.append(piece)
+    if held:
+        yield pa.Table.from_batches(held, POINTS)
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch, cut where the run changes."""
+    runs = batch["run"].indices
+    changes = pc.indices_nonzero(pc.not_equal(runs[1:], runs[:-1])).to_pylist()
+    edges = [0, *(change + 1 for change in changes), len(batch)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        if end > start:
+            yield batch.slice(start, end - start)
+
+
+def by_origin(refs: Iterable[RunRef]) -> Mapping[str, RunRef]:
+    """The references by the origin of their runs."""
+    return {ref.origin: ref for ref in refs}

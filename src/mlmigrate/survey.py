@@ -1,0 +1,134 @@
+"""The two places opened, and what there is to do between them: what plan, transfer and verify begin with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from uuid import uuid4
+
+from mlmigrate.adapters import registry
+from mlmigrate.adapters.base import Context, Settings, Source, Target
+from mlmigrate.address import Address
+from mlmigrate.events import Progress, Silent
+from mlmigrate.fit import fit_experiment
+from mlmigrate.mapping import Mapping as Rules
+from mlmigrate.model import Arrival, Experiment, Loss, RunRef
+from mlmigrate.pack import UNKNOWN_STAMP, Recipe, full_stamp
+from mlmigrate.selection import Selection
+from mlmigrate.steps import Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a worker, here or elsewhere, must know to carry a pack; picklable."""
+
+    source: Address
+    target: Address
+    selection: Selection = field(default_factory=Selection)
+    mapping: Rules = field(default_factory=Rules)
+    source_settings: Settings = field(default_factory=Settings)
+    target_settings: Settings = field(default_factory=Settings)
+    tries: int = 3
+    key: str = field(default_factory=lambda: uuid4().hex)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Source and target of a job, open, with what calls again while they are away."""
+
+    source: Source
+    target: Target
+    recipe: Recipe
+    steps: Steps
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What there is to do. `todo` and `already` hold refs whose stamps are those the target shall keep.
+
+    experiments  as the target shall hold them, by their id in the source
+    strays       runs asked for whose experiment the mapping does not carry
+    """
+
+    experiments: Mapping[str, Experiment]
+    todo: Sequence[RunRef]
+    already: Sequence[RunRef]
+    arrived: Mapping[str, Arrival]
+    losses: tuple[Loss, ...]
+    oddities: tuple[Loss, ...]
+
+
+_open: dict[str, Places] = {}
+_opening = threading.Lock()
+
+
+@contextmanager
+def opened(job: Job, progress: Progress, stop: threading.Event | None = None) -> Iterator[Places]:
+    """The places of a job, shared by all threads of this process until the block is left."""
+    places = _opened(job, progress, stop or threading.Event())
+    _open[job.key] = places
+    try:
+        yield places
+    finally:
+        del _open[job.key]
+        with ExitStack() as closing:
+            closing.callback(places.source.close)
+            closing.callback(places.target.close)
+
+
+def places_of(job: Job) -> Places:
+    """The job's places in this process: those that are open, or, in a worker elsewhere, opened now and kept."""
+    with _opening:
+        if job.key not in _open:
+            places = _opened(job, Silent(), threading.Event())
+            places.target.prepare(list(wanted_experiments(places)[0].values()))
+            _open[job.key] = places
+        return _open[job.key]
+
+
+def _opened(job: Job, progress: Progress, stop: threading.Event) -> Places:
+    steps = Steps(job.tries, progress.waiting, stop)
+    source = registry.open_source(job.source, Context("source", steps, job.source_settings))
+    target = registry.open_target(job.target, Context("target", steps, job.target_settings))
+    return Places(source, target, Recipe(job.selection, job.mapping, target.limits), steps, progress)
+
+
+def survey(places: Places) -> Survey:
+    """Looks at both places."""
+    experiments, losses = wanted_experiments(places)
+    arrived = places.steps.do("what has arrived", places.target.arrived)
+    todo, already = [], []
+    for ref in wanted_refs(places, experiments):
+        there = arrived.get(ref.origin)
+        (already if there is not None and there.stamp == ref.stamp != UNKNOWN_STAMP else todo).append(ref)
+    return Survey(experiments, todo, already, arrived, tuple(losses), tuple(places.source.oddities()))
+
+
+def wanted_experiments(places: Places) -> tuple[dict[str, Experiment], list[Loss]]:
+    """The experiments asked for, mapped and fitted, by their id in the source."""
+    wanted, losses = {}, []
+    for experiment in places.steps.do("experiments", places.source.experiments):
+        if not places.recipe.selection.wants_experiment(experiment):
+            continue
+        mapped = places.recipe.mapping.experiment(experiment)
+        if mapped is None:
+            losses.append(Loss("", f"experiment {experiment.name!r}", "not carried, by the mapping", experiment.id))
+            continue
+        wanted[experiment.id], lost = fit_experiment(mapped, places.recipe.limits)
+        losses += lost
+    return wanted, losses
+
+
+def wanted_refs(places: Places, experiments: Mapping[str, Experiment]) -> Iterator[RunRef]:
+    """The runs asked for, with the stamps that the target shall keep."""
+    for ref in places.steps.do("runs", lambda: list(places.source.refs())):
+        known = ref.experiment in experiments or ref.kind == "records"
+        if known and places.recipe.selection.wants(ref):
+            yield replace(ref, stamp=_stamp(ref, places.recipe.text))
+
+
+def _stamp(ref: RunRef, recipe: str) -> str:
+    return full_stamp(ref.stamp, recipe) if ref.stamp else UNKNOWN_STAMP
