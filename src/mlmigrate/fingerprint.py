@@ -41,9 +41,9 @@ def distinct(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 @dataclass(slots=True)
 class Sums:
-    """(run, key) -> number of points and the two halves of their sum."""
+    """run -> key -> number of points and the two halves of their sum."""
 
-    of: dict[tuple[str, str], tuple[int, int, int]] = field(default_factory=dict)
+    of: dict[str, dict[str, tuple[int, int, int]]] = field(default_factory=dict)
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Adds the points of a batch."""
@@ -59,11 +59,12 @@ class Sums:
         highs, lows = (np.add.reduceat(half[order], starts) for half in (high, low))
         run_names, key_names = runs.dictionary.to_pylist(), keys.dictionary.to_pylist()
         for code, n, a, b in zip(ordered[starts].tolist(), counts.tolist(), highs.tolist(), lows.tolist(), strict=True):
-            self._put((run_names[code // len(key_names)], key_names[code % len(key_names)]), n, a, b)
+            self._put(run_names[code // len(key_names)], key_names[code % len(key_names)], n, a, b)
 
-    def _put(self, at: tuple[str, str], n: int, high: int, low: int) -> None:
-        old = self.of.get(at, (0, 0, 0))
-        self.of[at] = (old[0] + n, (old[1] + high) % 2**64, (old[2] + low) % 2**64)
+    def _put(self, run: str, key: str, n: int, high: int, low: int) -> None:
+        sums = self.of.setdefault(run, {})
+        old = sums.get(key, (0, 0, 0))
+        sums[key] = (old[0] + n, (old[1] + high) % 2**64, (old[2] + low) % 2**64)
 
 
 def _mix(x: U64) -> U64:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 from mlmigrate.adapters.base import Limits
 from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, Run, Value
 
+NAME_TAG = "mlflow.runName"
 LARGEST = 1.7976931348623157e308
 OVERFLOW = "mlmigrate"  # the folder of artifacts that hold what a value had no room for
 
@@ -59,11 +61,12 @@ def fit_experiment(experiment: Experiment, limits: Limits) -> tuple[Experiment, 
 
 def fit_run(run: Run, limits: Limits) -> FittedRun:
     """The run as the target can hold it."""
-    fitting = _RunFitting(run, limits)
+    fitting = _RunFitting(_named(run, limits), limits)
     params = {key: fitting.param(name, key, value) for name, key, value in fitting.keyed("param", run.params)}
-    tags = {key: fitting.tag(name, key, value) for name, key, value in fitting.keyed("tag", run.tags)}
+    tags = {key: fitting.tag(name, key, value) for name, key, value in fitting.keyed("tag", fitting.run.tags)}
+    fitting.name(run)
     fitted = replace(
-        run,
+        fitting.run,
         params=params,
         tags=tags,
         inputs=fitting.inputs(),
@@ -73,6 +76,14 @@ def fit_run(run: Run, limits: Limits) -> FittedRun:
     )
     fitting.fields()
     return FittedRun(fitted, tuple(fitting.losses), tuple(fitting.overflow))
+
+
+def _named(run: Run, limits: Limits) -> Run:
+    if not run.name and not limits.blank_names:
+        run = replace(run, name=run.tags.get(NAME_TAG) or run.id)
+    if limits.name_tag and run.name and run.tags.get(NAME_TAG) != run.name:
+        run = replace(run, tags={**run.tags, NAME_TAG: run.name})
+    return run
 
 
 class _RunFitting:
@@ -95,7 +106,7 @@ class _RunFitting:
         return keyed
 
     def param(self, name: str, key: str, value: Value) -> Value:
-        if self.limits.types:
+        if self.limits.types and not isinstance(value, str):
             return value
         text = text_of(value)
         if not isinstance(value, str):
@@ -110,8 +121,18 @@ class _RunFitting:
             return text
         path = f"{OVERFLOW}/{role}s/{_file_name(key)}.txt"
         self.overflow.append(_text_artifact(self.run.id, path, text))
-        self.lose(f"{role} {name!r}", f"cut from {len(text)} to {length} characters; whole text kept as artifact {path}")
+        self.lose(
+            f"{role} {name!r}", f"cut from {len(text)} to {length} characters; whole text kept as artifact {path}"
+        )
         return text[:length]
+
+    def name(self, before: Run) -> None:
+        if self.run.name != before.name:
+            self.lose("name", f"was empty; the run is called {self.run.name!r} there")
+        if self.run.tags.get(NAME_TAG) != before.tags.get(NAME_TAG):
+            self.lose(
+                f"tag {NAME_TAG!r}", f"became {self.run.tags[NAME_TAG]!r}: the target keeps names as this tag too"
+            )
 
     def inputs(self) -> tuple[DatasetInput, ...]:
         if self.limits.inputs:
@@ -180,7 +201,7 @@ def text_of(value: Value) -> str:
         return value
     if isinstance(value, frozenset):
         return msgspec.json.encode(sorted(value)).decode()
-    if hasattr(value, "isoformat"):
+    if isinstance(value, datetime):
         return value.isoformat()
     return str(value)
 
@@ -192,7 +213,11 @@ def _shorten(text: str, length: int | None) -> str:
 def _file_name(key: str) -> str:
     """A key as one path part."""
     safe = re.sub(r"[^\w.\- ]", "_", key)[:150]
-    return safe if safe == key else f"{safe}_{hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
+    return (
+        safe
+        if safe == key
+        else f"{safe}_{hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
+    )
 
 
 def _text_artifact(owner: str, path: str, text: str) -> Artifact:
@@ -242,7 +267,9 @@ class PointFitting:
         new = dict(zip(names, fitted, strict=True))
         chosen = pa.table({name: columns[name].filter(renamed).cast(pa.utf8()) for name in ("run", "key")})
         for row in chosen.group_by(["run", "key"]).aggregate([]).to_pylist():
-            self.counts[row["run"], f"metric {row['key']!r}", f"renamed to {new[row['key']]!r}: the target refuses the name"] = 1
+            self.counts[
+                row["run"], f"metric {row['key']!r}", f"renamed to {new[row['key']]!r}: the target refuses the name"
+            ] = 1
         columns["key"] = pa.DictionaryArray.from_arrays(columns["key"].indices, pa.array(fitted, pa.utf8()))
 
     def _infinities(self, columns: dict[str, pa.Array]) -> None:
@@ -289,12 +316,14 @@ class PointFitting:
             if column.null_count < len(column):
                 if name != "dataset_digest":
                     what = "model" if name == "model" else "dataset"
-                    self._count(columns, column.is_valid(), "metric {!r}".format, "{n} points lose their link to a " + what)
-                columns[name] = pa.DictionaryArray.from_arrays(pa.nulls(len(column), pa.int32()), pa.array([], pa.utf8()))
+                    self._count(
+                        columns, column.is_valid(), "metric {!r}".format, "{n} points lose their link to a " + what
+                    )
+                columns[name] = pa.DictionaryArray.from_arrays(
+                    pa.nulls(len(column), pa.int32()), pa.array([], pa.utf8())
+                )
 
 
 def fit_points(limits: Limits, starts: Mapping[str, int | None]) -> PointFitting:
     """What fits the points of the runs whose starts are given."""
     return PointFitting(limits, starts, Counter())
-
-

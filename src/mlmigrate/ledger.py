@@ -65,7 +65,7 @@ class Ledger:
         self._db, self._lock = db, lock
 
     @classmethod
-    def open(cls, file: Path, source: Address, target: Address, restart: bool = False) -> Ledger:  # noqa: FBT001, FBT002
+    def open(cls, file: Path, source: Address, target: Address, restart: bool = False) -> Ledger:
         """The ledger at `file`, made when it is not there yet.
 
         Raises LedgerInUse when another process holds it or it records another copy.
@@ -101,7 +101,15 @@ class Ledger:
             self._db.executemany(
                 "replace into run values (?, ?, ?, ?, ?, 'copied', ?, '', '', ?)",
                 [
-                    (ref.origin, ref.experiment, ref.id, clean(ref.name), ref.kind, receipt.ids.get(ref.origin, ""), time.time())
+                    (
+                        ref.origin,
+                        ref.experiment,
+                        ref.id,
+                        clean(ref.name),
+                        ref.kind,
+                        receipt.ids.get(ref.origin, ""),
+                        time.time(),
+                    )
                     for ref in refs
                 ],
             )
@@ -115,7 +123,16 @@ class Ledger:
         with self._writing():
             self._db.execute(
                 "replace into run values (?, ?, ?, ?, ?, 'failed', '', ?, ?, ?)",
-                (ref.origin, clean(failure.experiment), ref.id, clean(ref.name), ref.kind, failure.error, clean(failure.message), time.time()),
+                (
+                    ref.origin,
+                    clean(failure.experiment),
+                    ref.id,
+                    clean(ref.name),
+                    ref.kind,
+                    failure.error,
+                    clean(failure.message),
+                    time.time(),
+                ),
             )
 
     def lost(self, losses: Sequence[Loss]) -> None:
@@ -173,11 +190,24 @@ def state(file: Path) -> State:
     """How far the copy is, also while it runs. Raises NotFound."""
     with _reading(file) as db:
         source, target, started, ended, pid, runs, already, points, size = db.execute("select * from copy").fetchone()
-        counts = dict(db.execute("select state, count(*) from run where kind = 'run' and at >= ? group by 1", (started or 0,)))
+        counts = dict(
+            db.execute("select state, count(*) from run where kind = 'run' and at >= ? group by 1", (started or 0,))
+        )
         losses = db.execute("select count(*) from loss").fetchone()[0]
     pid = pid if _alive(pid) else 0
     return State(
-        source, target, started or 0.0, ended, pid, runs, counts.get("copied", 0), already, counts.get("failed", 0), losses, points, size
+        source,
+        target,
+        started or 0.0,
+        ended,
+        pid,
+        runs,
+        counts.get("copied", 0),
+        already,
+        counts.get("failed", 0),
+        losses,
+        points,
+        size,
     )
 
 
@@ -227,7 +257,8 @@ def _locked(file: Path) -> IO[bytes]:
     except BlockingIOError:
         lock.close()
         raise LedgerInUse(
-            f"another mlmigrate is at work with the ledger {file}.", "Wait for it, or see how far it is: mlmigrate status"
+            f"another mlmigrate is at work with the ledger {file}.",
+            "Wait for it, or see how far it is: mlmigrate status",
         ) from None
     return lock
 
@@ -267,7 +298,9 @@ def explain(error: Exception, what: str) -> DiskFull | BadData | LedgerInUse | N
     if "disk is full" in text or getattr(error, "errno", None) in (28, 122):
         return DiskFull(f"No space is left for {what}.", "Free some and run the same command again; it goes on.")
     if isinstance(error, sqlite3.DatabaseError) and ("not a database" in text or "malformed" in text):
-        return BadData(f"{what} is not a ledger, or damaged ({text}).", "Begin anew with --restart: nothing is copied twice.")
+        return BadData(
+            f"{what} is not a ledger, or damaged ({text}).", "Begin anew with --restart: nothing is copied twice."
+        )
     if isinstance(error, PermissionError):
         return LedgerInUse(f"The ledger {what} may not be written.", "Give another with --ledger.")
     return None
@@ -288,5 +321,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:  # it runs, under another user
         return True
     return True
-
-

@@ -166,7 +166,8 @@ class Artifact:
 class Loss:
     """Something that does not arrive as it was: planned before, reported after, never silent.
 
-    `run` is the source's id of the run (or of the experiment, "" for the estate), `what` the thing, `because` the reason.
+    `run` is the source's id of the run ("" for none), `experiment` that of its experiment (or "" for the estate),
+    `what` the thing, `because` the reason.
     """
 
     run: str

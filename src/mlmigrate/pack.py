@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -115,6 +116,11 @@ class Contents:
             found.append(Loss(run, "points", f"{n} equal points merged into one each", self._experiments.get(run, "")))
         return tuple(replace(loss, experiment=loss.experiment or self._experiments.get(loss.run, "")) for loss in found)
 
+    @property
+    def keys(self) -> set[str]:
+        """The metric keys that passed, as the source names them; noted only when there is a mapping."""
+        return set().union(*self._keys.values())
+
     def _run(self, run: Run) -> Run:
         parts = self._recipe.selection.parts
         kept = replace(
@@ -182,7 +188,9 @@ class Contents:
     def _fits(self, artifact: Artifact) -> bool:
         most = self._recipe.selection.max_artifact_size
         if most is not None and artifact.size is not None and artifact.size > most:
-            self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", f"left behind: larger than {most} bytes"))
+            self._losses.append(
+                Loss(artifact.owner, f"artifact {artifact.path!r}", f"left behind: larger than {most} bytes")
+            )
             return False
         if artifact.owner.startswith("@") and not self._recipe.limits.owned_artifacts:
             self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", "the target has no place for it"))
@@ -196,7 +204,9 @@ class Contents:
 
     def records(self) -> Iterator[Record]:
         """What belongs to no run."""
-        for record in self._reading.records():
+        for given in self._reading.records():
+            record, changed = self._recipe.mapping.record(given)
+            self._losses += changed
             lost = fit_record(record, self._recipe.limits)
             if lost is None:
                 yield record
@@ -221,7 +231,7 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     runs = batch["run"].indices
     changes = pc.indices_nonzero(pc.not_equal(runs[1:], runs[:-1])).to_pylist()
     edges = [0, *(change + 1 for change in changes), len(batch)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if end > start:
             yield batch.slice(start, end - start)
 

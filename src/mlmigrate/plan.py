@@ -1,12 +1,22 @@
-"""What a transfer would do. Writes nothing."""
+"""What a transfer would do. Writes nothing.
+
+A plan reads what a transfer would read, but for the bytes of artifacts, and fits it to the target:
+what it says would be lost is what would be lost.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+import pyarrow.compute as pc
+
+from mlmigrate.adapters.base import Reading
 from mlmigrate.events import Progress
-from mlmigrate.model import Loss
-from mlmigrate.transfer import Job
+from mlmigrate.model import Loss, RunRef
+from mlmigrate.pack import Contents, packs
+from mlmigrate.survey import Job, Places, Survey, opened, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,5 +45,104 @@ class Plan:
 
 
 def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
-    """What `transfer(job, ...)` would do."""
-    raise NotImplementedError
+    """What `transfer(job, ...)` would do. Raises what both places raise on opening."""
+    with opened(job, progress) as places:
+        progress.note(f"Reading {job.source.shown}")
+        seen = survey(places)
+        progress.begin("plan", len(seen.todo), sum(ref.points for ref in seen.todo), sum(ref.size for ref in seen.todo))
+        count = _Count(places, seen, quick)
+        for pack in packs(seen.todo, places.source.packing):
+            places.steps.do("a pack", count.add, pack.refs)
+        progress.end()
+        return Plan(
+            source=job.source.shown,
+            target=job.target.shown,
+            lines=tuple(count.lines()),
+            already=sum(ref.kind == "run" for ref in seen.already),
+            losses=(*seen.losses, *count.losses),
+            oddities=seen.oddities,
+            rules=tuple(count.rules()),
+            quick=quick,
+        )
+
+
+@dataclass
+class _Count:
+    """Counts by experiment name."""
+
+    places: Places
+    survey: Survey
+    quick: bool
+    losses: list[Loss] = field(default_factory=list)
+    runs: Counter[str] = field(default_factory=Counter)
+    points: Counter[str] = field(default_factory=Counter)
+    artifacts: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    names: set[tuple[str, str]] = field(default_factory=set)
+
+    def add(self, refs: tuple[RunRef, ...]) -> None:
+        """Counts a pack; only once it was read to its end, for it may be read again."""
+        with self.places.source.read(refs) as reading:
+            contents = Contents(reading, self.places.recipe)
+            experiments = {run.id: self._name(run.experiment) for run in contents.runs}
+            points, artifacts, sizes = Counter[str](), Counter[str](), Counter[str]()
+            if self.quick:
+                points.update({self._name(ref.experiment): ref.points for ref in refs})
+                sizes.update({self._name(ref.experiment): ref.size for ref in refs})
+            else:
+                self._drain(contents, experiments, points, artifacts, sizes)
+            names = set(self._names(reading, contents))
+        self.runs.update(experiments.values())
+        self.points += points
+        self.artifacts += artifacts
+        self.sizes += sizes
+        self.names |= names
+        self.losses += contents.losses
+
+    def _drain(
+        self,
+        contents: Contents,
+        experiments: dict[str, str],
+        points: Counter[str],
+        artifacts: Counter[str],
+        sizes: Counter[str],
+    ) -> None:
+        for batch in contents.points():
+            for count in pc.value_counts(batch["run"]).to_pylist():
+                points[experiments[count["values"]]] += count["counts"]
+            self.places.progress.advance(points=len(batch))
+        for artifact in contents.artifacts():
+            name = experiments.get(artifact.owner, "")
+            artifacts[name] += 1
+            sizes[name] += artifact.size or 0
+            self.places.progress.advance(artifacts=1, size=artifact.size or 0)
+        for _ in contents.records():
+            pass
+
+    def _names(self, reading: Reading, contents: Contents) -> Iterator[tuple[str, str]]:
+        mapping = self.places.recipe.mapping
+        if mapping.empty:
+            return
+        for run in reading.runs:
+            yield from mapping.names(run)
+        for key in contents.keys:
+            yield "keys", key
+
+    def lines(self) -> Iterator[Line]:
+        """One line for each experiment, those without new runs too, in the source's order."""
+        names = dict.fromkeys(one.name for one in self.survey.experiments.values())
+        for name in (*names, *(extra for extra in self.artifacts if extra not in names)):
+            yield Line(name, self.runs[name], self.points[name], self.artifacts[name], self.sizes[name])
+
+    def rules(self) -> Iterator[tuple[str, int]]:
+        """How many names each rule met."""
+        mapping = self.places.recipe.mapping
+        if mapping.empty:
+            return
+        for experiment in self.places.source.experiments():
+            self.names |= set(mapping.names(experiment))
+        yield from mapping.counts(self.names).items()
+
+    def _name(self, experiment: str) -> str:
+        known = self.survey.experiments.get(experiment)
+        return known.name if known is not None else ""

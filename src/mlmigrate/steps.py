@@ -28,7 +28,7 @@ class Steps:
     """Calls `tries` times at most. `waiting` is told of each wait; `stop` ends all at the next call."""
 
     tries: int = 3
-    waiting: Callable[[str], None] = lambda what: None
+    waiting: Callable[[str], object] = str
     stop: threading.Event = field(default_factory=threading.Event)
 
     def do(self, what: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -50,7 +50,6 @@ class Survey:
     """What there is to do. `todo` and `already` hold refs whose stamps are those the target shall keep.
 
     experiments  as the target shall hold them, by their id in the source
-    strays       runs asked for whose experiment the mapping does not carry
     """
 
     experiments: Mapping[str, Experiment]
@@ -84,7 +83,7 @@ def places_of(job: Job) -> Places:
     with _opening:
         if job.key not in _open:
             places = _opened(job, Silent(), threading.Event())
-            places.target.prepare(list(wanted_experiments(places)[0].values()))
+            places.target.prepare(list(wanted_experiments(places.source, places.recipe, places.steps)[0].values()))
             _open[job.key] = places
         return _open[job.key]
 
@@ -98,36 +97,39 @@ def _opened(job: Job, progress: Progress, stop: threading.Event) -> Places:
 
 def survey(places: Places) -> Survey:
     """Looks at both places."""
-    experiments, losses = wanted_experiments(places)
+    experiments, losses = wanted_experiments(places.source, places.recipe, places.steps)
     arrived = places.steps.do("what has arrived", places.target.arrived)
-    todo, already = [], []
-    for ref in wanted_refs(places, experiments):
+    todo: list[RunRef] = []
+    already: list[RunRef] = []
+    for ref in wanted_refs(places.source, places.recipe, places.steps, experiments):
         there = arrived.get(ref.origin)
         (already if there is not None and there.stamp == ref.stamp != UNKNOWN_STAMP else todo).append(ref)
     return Survey(experiments, todo, already, arrived, tuple(losses), tuple(places.source.oddities()))
 
 
-def wanted_experiments(places: Places) -> tuple[dict[str, Experiment], list[Loss]]:
+def wanted_experiments(source: Source, recipe: Recipe, steps: Steps) -> tuple[dict[str, Experiment], list[Loss]]:
     """The experiments asked for, mapped and fitted, by their id in the source."""
     wanted, losses = {}, []
-    for experiment in places.steps.do("experiments", places.source.experiments):
-        if not places.recipe.selection.wants_experiment(experiment):
+    for experiment in steps.do("experiments", source.experiments):
+        if not recipe.selection.wants_experiment(experiment):
             continue
-        mapped = places.recipe.mapping.experiment(experiment)
+        losses += recipe.mapping.experiment_losses(experiment)
+        mapped = recipe.mapping.experiment(experiment)
         if mapped is None:
-            losses.append(Loss("", f"experiment {experiment.name!r}", "not carried, by the mapping", experiment.id))
             continue
-        wanted[experiment.id], lost = fit_experiment(mapped, places.recipe.limits)
+        wanted[experiment.id], lost = fit_experiment(mapped, recipe.limits)
         losses += lost
     return wanted, losses
 
 
-def wanted_refs(places: Places, experiments: Mapping[str, Experiment]) -> Iterator[RunRef]:
+def wanted_refs(
+    source: Source, recipe: Recipe, steps: Steps, experiments: Mapping[str, Experiment]
+) -> Iterator[RunRef]:
     """The runs asked for, with the stamps that the target shall keep."""
-    for ref in places.steps.do("runs", lambda: list(places.source.refs())):
+    for ref in steps.do("runs", lambda: list(source.refs())):
         known = ref.experiment in experiments or ref.kind == "records"
-        if known and places.recipe.selection.wants(ref):
-            yield replace(ref, stamp=_stamp(ref, places.recipe.text))
+        if known and recipe.selection.wants(ref):
+            yield replace(ref, stamp=_stamp(ref, recipe.text))
 
 
 def _stamp(ref: RunRef, recipe: str) -> str:

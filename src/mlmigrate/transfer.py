@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from mlmigrate.engine import executor
 from mlmigrate.errors import DiskFull, LedgerInUse, MigrateError, Refused, Stopped, Unavailable, UsageError
-from mlmigrate.events import Failure, Progress, RunEvent
+from mlmigrate.events import Failure, Progress, RunEvent, RunState
 from mlmigrate.ledger import Ledger
 from mlmigrate.model import Loss, Receipt, RunRef
 from mlmigrate.pack import Contents, Pack, packs
@@ -133,7 +133,9 @@ class _Work:
         self.progress.begin("copy", len(todo), sum(ref.points for ref in todo), sum(ref.size for ref in todo))
         self.ledger.begin(len(todo), len(self.survey.already), self.survey.oddities)
         self._lose(self.survey.losses)
-        self._lose(self.places.steps.do("experiments", self.places.target.prepare, list(self.survey.experiments.values())))
+        self._lose(
+            self.places.steps.do("experiments", self.places.target.prepare, list(self.survey.experiments.values()))
+        )
         for ref in self.survey.already:
             self.ids[ref.origin] = self.survey.arrived[ref.origin].id
             self._tell(ref, "already", self.ids[ref.origin], 0)
@@ -254,9 +256,9 @@ class _Work:
         if to_ledger:
             self.ledger.lost(losses)
 
-    def _tell(self, ref: RunRef, state: str, target_id: str, losses: int) -> None:
+    def _tell(self, ref: RunRef, state: RunState, target_id: str, losses: int) -> None:
         if ref.kind == "run":
-            self.progress.run(RunEvent(self._experiment(ref), ref.id, ref.name, state, target_id, losses))  # type: ignore[arg-type]
+            self.progress.run(RunEvent(self._experiment(ref), ref.id, ref.name, state, target_id, losses))
 
     def _experiment(self, ref: RunRef) -> str:
         return self._name(ref.experiment)
@@ -269,7 +271,6 @@ class _Work:
 def _width(pool: Executor) -> int:
     """How many packs may be under way at once: twice the workers, so that none waits for us."""
     return 2 * getattr(pool, "_max_workers", 32)
-
 
 
 __all__ = ["Job", "Report", "transfer", "transfer_pack"]

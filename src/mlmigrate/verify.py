@@ -1,12 +1,36 @@
-"""Two places -> findings, by reading both again."""
+"""Two places -> findings, by reading both again.
+
+The source is read as a transfer would read it: mapped, and fitted to what the target can hold, so
+that known losses are not differences.  Each run is then compared with the one in the target that
+carries its origin (or, where no copy of ours went, that has its id): every field, every param and
+tag, every point as part of a 128-bit sum over its metric (see fingerprint), every file by sha256.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 
-from mlmigrate.events import Progress
-from mlmigrate.model import Finding, Loss
-from mlmigrate.transfer import Job
+from mlmigrate.adapters import registry
+from mlmigrate.adapters.base import Context, Limits, Reading, Source
+from mlmigrate.engine import default_workers
+from mlmigrate.errors import MigrateError, UsageError
+from mlmigrate.events import Progress, RunEvent, RunState
+from mlmigrate.fingerprint import Sums
+from mlmigrate.fit import text_of
+from mlmigrate.mapping import Mapping as Rules
+from mlmigrate.model import OURS, PARENT_TAG, Arrival, Artifact, Experiment, Finding, Loss, Run, RunRef
+from mlmigrate.pack import Contents, Pack, Recipe, packs
+from mlmigrate.steps import Steps
+from mlmigrate.survey import Job, wanted_experiments, wanted_refs
+
+CHUNK = 1 << 20
+LINE = 60  # characters of a value in a finding
+ID_TAGS = (PARENT_TAG, "mlflow.rootRunId", "mlflow.log-model.history")  # their values name runs by id
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +50,381 @@ class Verdict:
     losses: tuple[Loss, ...]
 
 
-def verify(job: Job, progress: Progress, *, quick: bool = False, download: bool = True, strict: bool = False, workers: int = 0) -> Verdict:
+def verify(
+    job: Job,
+    progress: Progress,
+    *,
+    quick: bool = False,
+    download: bool = True,
+    strict: bool = False,
+    workers: int = 0,
+) -> Verdict:
     """Compares every run, param, tag, point and artifact of job.source with job.target.
 
-    quick: counts, times and sizes only. download False: artifacts by the digests and sizes that both places know.
+    quick: no points are read, and artifacts are compared by path and size only.
+    download False: artifacts are compared by path and size, and by sha256 where both places know it.
     strict: known losses are findings too.
     """
-    raise NotImplementedError
+    with _opened(job, progress) as both:
+        progress.note(f"Reading {job.source.shown} and {job.target.shown}")
+        comparison = _Comparison(both, quick=quick, download=download and not quick, strict=strict)
+        comparison.look()
+        progress.begin("verify", len(comparison.pairs), comparison.expected_points, 0)
+        try:
+            with ThreadPoolExecutor(workers or default_workers()) as pool:
+                comparison.compare(pool)
+        except BaseException:
+            both.steps.stop.set()
+            raise
+        finally:
+            progress.end()
+        return comparison.verdict()
+
+
+@dataclass(frozen=True, slots=True)
+class _Both:
+    """Two places, open for reading; `recipe` has the limits of the target."""
+
+    source: Source
+    there: Source
+    recipe: Recipe
+    steps: Steps
+    progress: Progress
+    arrived: Mapping[str, Arrival]
+
+
+@contextmanager
+def _opened(job: Job, progress: Progress) -> Iterator[_Both]:
+    steps = Steps(job.tries, progress.waiting, threading.Event())
+    with ExitStack() as stack:
+        source = registry.open_source(job.source, Context("source", steps, job.source_settings))
+        stack.callback(source.close)
+        context = Context("target", steps, job.target_settings)
+        there = registry.open_source(job.target, context)
+        stack.callback(there.close)
+        limits, arrived = _as_target(job, context)
+        yield _Both(source, there, Recipe(job.selection, job.mapping, limits), steps, progress, arrived)
+
+
+def _as_target(job: Job, context: Context) -> tuple[Limits, Mapping[str, Arrival]]:
+    """What the target can hold, and what arrived there; nothing is known of a place that can only be read."""
+    try:
+        target = registry.open_target(job.target, context)
+    except UsageError:
+        return Limits(), {}
+    with closing(target):
+        return target.limits, context.again.do("what has arrived", target.arrived)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    source: RunRef
+    target: RunRef
+
+
+@dataclass
+class _Sides:
+    """What the streams of some runs came to, by run id."""
+
+    runs: dict[str, Run]
+    sums: Sums = field(default_factory=Sums)
+    artifacts: dict[str, dict[str, tuple[int | None, str | None]]] = field(default_factory=dict)
+    points: int = 0
+    size: int = 0
+    losses: tuple[Loss, ...] = ()
+
+
+class _Comparison:
+    def __init__(self, both: _Both, *, quick: bool, download: bool, strict: bool) -> None:
+        self.both = both
+        self.quick, self.download, self.strict = quick, download, strict
+        self.findings: list[Finding] = []
+        self.losses: list[Loss] = []
+        self.pairs: list[_Pair] = []
+        self.experiments: dict[str, Experiment] = {}
+        self.target_ids: dict[str, str] = {}
+        self._there_names: dict[str, str] = {}
+        self.equal = self.differs = self.missing = self.extra = self.unreadable = 0
+        self.points = self.artifacts = self.size = 0
+
+    @property
+    def expected_points(self) -> int:
+        return sum(pair.source.points for pair in self.pairs)
+
+    def look(self) -> None:
+        """Which runs are compared with which; what only one place has."""
+        self.experiments, losses = wanted_experiments(self.both.source, self.both.recipe, self.both.steps)
+        self.losses += losses
+        steps = self.both.steps
+        there = {one.name: one for one in steps.do("experiments", self.both.there.experiments)}
+        self._there_names = {one.id: one.name for one in there.values()}
+        for wanted in self.experiments.values():
+            self._experiment(wanted, there.get(wanted.name))
+        refs = [
+            ref
+            for ref in wanted_refs(self.both.source, self.both.recipe, self.both.steps, self.experiments)
+            if ref.kind == "run"
+        ]
+        targets = {ref.id: ref for ref in steps.do("runs", lambda: list(self.both.there.refs())) if ref.kind == "run"}
+        for ref in refs:
+            self._match(ref, targets)
+        if not self.both.arrived:
+            self._extra(targets)
+        self.losses += [*self.both.source.oddities()]
+
+    def _match(self, ref: RunRef, targets: Mapping[str, RunRef]) -> None:
+        arrival = self.both.arrived.get(ref.origin)
+        target = targets.get(arrival.id if arrival is not None else ref.id)
+        if target is None:
+            self.missing += 1
+            self._find(Finding("+", self._name(ref.experiment), ref.id, f"{ref.name or ref.id}: not there"))
+            return
+        self.target_ids[ref.id] = target.id
+        self.pairs.append(_Pair(ref, target))
+
+    def _extra(self, targets: Mapping[str, RunRef]) -> None:
+        """Only where no copy of ours went: elsewhere, other runs are other people's."""
+        names = self._there_names
+        known = set(self.target_ids.values())
+        wanted = {one.name for one in self.experiments.values()}
+        for ref in targets.values():
+            if ref.id not in known and names.get(ref.experiment) in wanted and self.both.recipe.selection.wants(ref):
+                self.extra += 1
+                self._find(Finding("-", names[ref.experiment], ref.id, f"{ref.name or ref.id}: only in the target"))
+
+    def _experiment(self, wanted: Experiment, there: Experiment | None) -> None:
+        if there is None:
+            self._find(Finding("+", wanted.name, "", "experiment: not there"))
+            return
+        if wanted.deleted != there.deleted:
+            self._find(Finding("*", wanted.name, "", "experiment deleted", str(wanted.deleted), str(there.deleted)))
+        tags = _without_ours(there.tags)
+        for key, value in _without_ours(wanted.tags).items():
+            if tags.get(key) != value:
+                self._find(
+                    Finding("*", wanted.name, "", f"experiment tag {key!r}", _short(value), _short(tags.get(key)))
+                )
+
+    def compare(self, pool: ThreadPoolExecutor) -> None:
+        """Compares all pairs, a pack at a time."""
+        targets = {pair.source.origin: pair.target for pair in self.pairs}
+        bounds = self.both.source.packing.within(self.both.there.packing)
+        waiting = list(packs([pair.source for pair in self.pairs], bounds))
+        while waiting:
+            halves: list[Pack] = []
+            for pack, outcome in zip(waiting, pool.map(lambda one: self._try(one, targets), waiting), strict=True):
+                if isinstance(outcome, MigrateError):
+                    halves += self._again(pack, outcome)
+                else:
+                    self._settle(pack, *outcome)
+            waiting = halves
+
+    def _again(self, pack: Pack, error: MigrateError) -> Sequence[Pack]:
+        if len(pack.refs) > 1:
+            return pack.halves
+        ref = pack.refs[0]
+        self.unreadable += 1
+        self._find(
+            Finding("!", self._name(ref.experiment), ref.id, f"{ref.name or ref.id}: could not be read: {error}")
+        )
+        return ()
+
+    def _try(self, pack: Pack, targets: Mapping[str, RunRef]) -> tuple[_Sides, _Sides] | MigrateError:
+        try:
+            return self.both.steps.do("a pack", self._sides, pack, targets)
+        except MigrateError as error:
+            return error
+
+    def _sides(self, pack: Pack, targets: Mapping[str, RunRef]) -> tuple[_Sides, _Sides]:
+        with self.both.source.read(pack.refs) as reading:
+            here = self._drained(reading, self.both.recipe)
+        plain = Recipe(replace(self.both.recipe.selection, max_artifact_size=None), Rules(), Limits())
+        with self.both.there.read([targets[ref.origin] for ref in pack.refs]) as reading:
+            there = self._drained(reading, plain)
+        return here, there
+
+    def _drained(self, reading: Reading, recipe: Recipe) -> _Sides:
+        contents = Contents(reading, recipe)
+        sides = _Sides({run.id: run for run in contents.runs})
+        for batch in () if self.quick else contents.points():
+            self.both.steps.check()
+            sides.sums.add(batch)
+            self.both.progress.advance(points=len(batch))
+        for artifact in contents.artifacts():
+            self.both.steps.check()
+            self._weigh(artifact, sides)
+            self.both.progress.advance(artifacts=1, size=artifact.size or 0)
+        sides.points, sides.size, sides.losses = contents.points_seen, contents.bytes_seen, contents.losses
+        return sides
+
+    def _weigh(self, artifact: Artifact, sides: _Sides) -> None:
+        weight = _read(artifact) if self.download else (artifact.size, artifact.sha256)
+        sides.artifacts.setdefault(artifact.owner, {})[artifact.path] = weight
+
+    def _settle(self, pack: Pack, here: _Sides, there: _Sides) -> None:
+        self.points += here.points
+        self.size += here.size
+        self.losses += here.losses
+        lost = {loss.run: loss for loss in here.losses}
+        for ref in pack.refs:
+            findings = list(self._differences(ref, here, there))
+            if self.strict and ref.id in lost:
+                what = lost[ref.id]
+                findings.append(self._finding(ref, f"{what.what}: {what.because}"))
+            for finding in findings:
+                self._find(finding)
+            self.artifacts += len(here.artifacts.get(ref.id, {}))
+            self.equal += not findings
+            self.differs += bool(findings)
+            state: RunState = "differs" if findings else "equal"
+            self.both.progress.run(
+                RunEvent(self._name(ref.experiment), ref.id, ref.name, state, self.target_ids[ref.id])
+            )
+
+    def _differences(self, ref: RunRef, here: _Sides, there: _Sides) -> Iterator[Finding]:
+        target_id = self.target_ids[ref.id]
+        meant, found = here.runs.get(ref.id), there.runs.get(target_id)
+        if meant is None or found is None:
+            yield self._finding(
+                ref, "the run", "gone" if meant is None else "there", "gone" if found is None else "there"
+            )
+            return
+        for what, a, b in self._values(meant, found):
+            if a != b:
+                yield self._finding(ref, what, _short(a), _short(b))
+        yield from self._points(ref, target_id, here, there)
+        yield from self._files(ref, here.artifacts.get(ref.id, {}), there.artifacts.get(target_id, {}))
+
+    def _values(self, meant: Run, found: Run) -> Iterator[tuple[str, object, object]]:
+        limits = self.both.recipe.limits
+        for name in ("name", "status", "start", "end", "user", "deleted"):
+            yield name, getattr(meant, name), getattr(found, name)
+        if limits.deleted_times:
+            yield "deleted_at", meant.deleted_at, found.deleted_at
+        yield "experiment", self._name(meant.experiment), self._there_name(found.experiment)
+        parts = self.both.recipe.selection.parts
+        if "params" in parts:
+            yield from _entries("param", _texts(meant.params), _texts(found.params))
+        if "tags" in parts:
+            yield from _entries("tag", self._tags(meant), _without_ours(found.tags))
+        if "inputs" in parts:
+            yield "inputs", _inputs(meant), _inputs(found)
+        if limits.system:
+            yield from _entries("field", dict(meant.system), dict(found.system))
+
+    def _tags(self, run: Run) -> dict[str, str]:
+        """The tags as they are in the target: run ids in them are the target's."""
+        tags = _without_ours(run.tags)
+        for name in ID_TAGS:
+            if name == ID_TAGS[-1] and name in tags:
+                tags[name] = tags[name].replace(run.id, self.target_ids[run.id])
+            elif name in tags:
+                tags[name] = self.target_ids.get(tags[name], tags[name])
+        return tags
+
+    def _points(self, ref: RunRef, target_id: str, here: _Sides, there: _Sides) -> Iterator[Finding]:
+        meant, found = here.sums.of.get(ref.id, {}), there.sums.of.get(target_id, {})
+        for key in sorted(meant.keys() | found.keys()):
+            a, b = meant.get(key, (0, 0, 0)), found.get(key, (0, 0, 0))
+            if a[0] != b[0]:
+                yield self._finding(ref, f"metric {key}", f"{a[0]:,} points", f"{b[0]:,}")
+            elif a != b:
+                yield self._finding(ref, f"metric {key}", f"{a[0]:,} points", "as many, but not the same")
+
+    def _files(
+        self,
+        ref: RunRef,
+        meant: Mapping[str, tuple[int | None, str | None]],
+        found: Mapping[str, tuple[int | None, str | None]],
+    ) -> Iterator[Finding]:
+        for path in sorted(meant.keys() | found.keys()):
+            if path not in found:
+                yield self._finding(ref, f"artifact {path}", "there", "not there")
+            elif path not in meant:
+                yield self._finding(ref, f"artifact {path}", "not there", "there")
+            elif not _same_file(meant[path], found[path]):
+                yield self._finding(ref, f"artifact {path}", _file(meant[path]), _file(found[path]))
+
+    def _finding(self, ref: RunRef, what: str, source: str = "", target: str = "") -> Finding:
+        return Finding("*", self._name(ref.experiment), ref.id, f"{ref.name or ref.id}: {what}", source, target)
+
+    def _find(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        self.both.progress.finding(finding)
+
+    def _name(self, experiment: str) -> str:
+        known = self.experiments.get(experiment)
+        return known.name if known is not None else experiment
+
+    def _there_name(self, experiment: str) -> str:
+        return self._there_names.get(experiment, experiment)
+
+    def verdict(self) -> Verdict:
+        """What all came to."""
+        return Verdict(
+            runs=len(self.pairs) + self.missing,
+            equal=self.equal,
+            differs=self.differs,
+            missing=self.missing,
+            extra=self.extra,
+            unreadable=self.unreadable,
+            points=self.points,
+            artifacts=self.artifacts,
+            size=self.size,
+            findings=tuple(self.findings),
+            losses=tuple(self.losses),
+        )
+
+
+def _entries(role: str, meant: Mapping[str, str], found: Mapping[str, str]) -> Iterator[tuple[str, object, object]]:
+    for key in sorted(meant.keys() | found.keys()):
+        yield f"{role} {key}", meant.get(key), found.get(key)
+
+
+def _texts(params: Mapping[str, object]) -> dict[str, str]:
+    return {key: text_of(value) for key, value in params.items()}  # type: ignore[arg-type]
+
+
+def _without_ours(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if not key.startswith(OURS)}
+
+
+def _inputs(run: Run) -> list[tuple[object, ...]]:
+    found = [
+        (
+            one.name,
+            one.digest,
+            one.source_type,
+            one.source,
+            one.schema or "",
+            one.profile or "",
+            sorted(one.tags.items()),
+        )
+        for one in run.inputs
+    ]
+    return sorted(found, key=repr)
+
+
+def _read(artifact: Artifact) -> tuple[int | None, str | None]:
+    """Size and sha256 of the bytes, read now."""
+    digest, size = hashlib.sha256(), 0
+    with artifact.open() as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _same_file(a: tuple[int | None, str | None], b: tuple[int | None, str | None]) -> bool:
+    sizes = a[0] is None or b[0] is None or a[0] == b[0]
+    return sizes and (a[1] is None or b[1] is None or a[1] == b[1])
+
+
+def _file(one: tuple[int | None, str | None]) -> str:
+    return f"{one[0]} bytes" + (f", sha256 {one[1][:12]}" if one[1] else "")
+
+
+def _short(value: object) -> str:
+    """A value for a finding: never more than a line."""
+    text = "not there" if value is None else str(value)
+    return text if len(text) <= LINE else f"{text[: LINE - 3]}..."

@@ -46,7 +46,7 @@ class Again(Protocol):
 class Once:
     """Calls once: for tests and for places that are never away."""
 
-    def do(self, what: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def do(self, what: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ARG002  as Again
         return call(*args, **kwargs)
 
 
@@ -100,6 +100,8 @@ class Limits:
     records            prefixes of the kinds of record that can be held ("" for all)
     owned_artifacts    artifacts of models and traces (owner "@...") can be held
     ids                run ids are kept
+    blank_names        runs without a name can be held
+    name_tag           the tracker keeps a run's name as the tag mlflow.runName too
     """
 
     key_chars: str | None = None
@@ -123,6 +125,8 @@ class Limits:
     records: tuple[str, ...] = ("",)
     owned_artifacts: bool = True
     ids: bool = True
+    blank_names: bool = True
+    name_tag: bool = False
 
     def holds(self, record_kind: str) -> bool:
         """Whether a record of this kind can be held."""
@@ -211,7 +215,7 @@ class Target(Protocol):
         """Makes the experiments that are not there yet; an equal name is the same experiment."""
 
     def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> AbstractContextManager[Place]:
-        """A pack of the runs that `refs` name (their stamps are remembered with them). `distinct`: no two points are equal."""
+        """A pack of the runs that `refs` name; their stamps are remembered. `distinct`: no two points are equal."""
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:
         """After the last pack: references between runs (ids: origin -> id here), then deletions."""

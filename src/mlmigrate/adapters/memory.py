@@ -1,6 +1,6 @@
 """A place in this process's memory: the smallest adapter, for tests and for reading how one is made.
 
-    memory:NAME     all places of one name are one place
+memory:NAME     all places of one name are one place
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Memory:
         return ()
 
     @contextmanager
-    def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> Iterator[MemoryPlace]:  # noqa: A002, ARG002, FBT001, FBT002
+    def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> Iterator[MemoryPlace]:  # noqa: ARG002
         yield MemoryPlace(self, refs)
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
@@ -191,4 +191,3 @@ def open_target(address: Address, context: Context) -> Memory:  # noqa: ARG001
 
 def _artifact(owner: str, path: str, data: bytes) -> Artifact:
     return Artifact(owner, path, lambda: io.BytesIO(data), len(data))
-

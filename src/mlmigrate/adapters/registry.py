@@ -6,10 +6,12 @@ a module that has what adapters/base.py says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import Any, cast
 
 from mlmigrate.adapters.base import Context, Source, Target
 from mlmigrate.address import Address
@@ -62,8 +64,8 @@ def module_of(kind: str) -> ModuleType:
         raise UsageError(f"{missing} is not installed.", f'pip install "mlmigrate[{kind}]"') from error
 
 
-def _opener(address: Address, function: str, verb: str):  # type: ignore[no-untyped-def]
+def _opener(address: Address, function: str, verb: str) -> Callable[[Address, Context], Any]:
     opener = getattr(module_of(address.kind), function, None)
     if opener is None:
         raise UsageError(f"mlmigrate cannot {verb} {address.kind}.", "mlmigrate adapters says what each can do")
-    return opener
+    return cast("Callable[[Address, Context], Any]", opener)

@@ -155,6 +155,7 @@ class TargetTests:
 
     @pytest.fixture
     def new_target(self) -> NewTarget:
+        """Gives addresses of places without our runs."""
         raise NotImplementedError("give new_target, see the head of this module")
 
     @pytest.fixture
@@ -178,7 +179,9 @@ class TargetTests:
         assert (report.failed, report.copied, report.already) == ((), 0, len(place.held))
         self.assert_whole(place, target)
 
-    def test_a_lost_ledger_makes_no_duplicates(self, new_target: NewTarget, place: Memory, ledger: Path, tmp_path: Path) -> None:
+    def test_a_lost_ledger_makes_no_duplicates(
+        self, new_target: NewTarget, place: Memory, ledger: Path, tmp_path: Path
+    ) -> None:
         target = new_target()
         copy(place, target, ledger)
         report = copy(place, target, tmp_path / "another.ledger.sqlite")
@@ -187,7 +190,7 @@ class TargetTests:
 
     @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
     def test_stopped_at_any_call_it_is_taken_up_again(
-        self, new_target: NewTarget, ledger: Path, tmp_path: Path, *, after: bool
+        self, new_target: NewTarget, tmp_path: Path, *, after: bool
     ) -> None:
         for number in range(1, 1000, self.every_nth_call):
             place = place_of(samples(), f" {after} {number} {uuid.uuid4().hex[:4]}")
@@ -211,7 +214,9 @@ class TargetTests:
                 break
         assert number > self.every_nth_call, "no call was ever away"
 
-    def test_a_copy_of_a_copy_is_equal(self, new_target: NewTarget, place: Memory, ledger: Path, tmp_path: Path) -> None:
+    def test_a_copy_of_a_copy_is_equal(
+        self, new_target: NewTarget, place: Memory, ledger: Path, tmp_path: Path
+    ) -> None:
         first, second = new_target(), new_target()
         if first == second:
             pytest.skip("the adapter's tests give one place only")
@@ -222,7 +227,10 @@ class TargetTests:
         held.close()
         assert report.failed == ()
         once, _ = reread(first, list(place.held))
-        by_name = {(seen.experiment, seen.fields["name"]): replace(seen, fields=_without_parent(seen)) for seen in once.values()}
+        by_name = {
+            (seen.experiment, seen.fields["name"]): replace(seen, fields=_without_parent(seen))
+            for seen in once.values()
+        }
         target = registry.open_target(second, Context("target"))
         twice, _ = reread(second, list(target.arrived()))
         target.close()
@@ -237,7 +245,9 @@ class TargetTests:
         copy(place, target, ledger)
         origin = next(origin for origin, held in place.held.items() if held.run.name == "running")
         held = place.held[origin]
-        grown = replace(held.run, status="FINISHED", end=held.run.start, stamp="grown", tags={**held.run.tags, "new": "tag"})
+        grown = replace(
+            held.run, status="FINISHED", end=held.run.start, stamp="grown", tags={**held.run.tags, "new": "tag"}
+        )
         place.held[origin] = replace(held, run=grown)
         report = copy(place, target, ledger)
         assert (report.copied, report.already) == (1, len(place.held) - 1)
@@ -302,7 +312,7 @@ def _without_parent(seen: Seen) -> dict[str, Any]:
 
 
 class _TornFiles(dict[tuple[str, str], bytes]):
-    def items(self) -> Any:  # type: ignore[override]
+    def items(self) -> Any:
         raise BadData("the file is torn")
 
 

@@ -54,7 +54,7 @@ class Faulty:
         return self._fault.around(self._target.prepare, experiments)
 
     @contextmanager
-    def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> Iterator[FaultyPlace]:  # noqa: A002, FBT001, FBT002
+    def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> Iterator[FaultyPlace]:
         with self._target.pack(id, refs, distinct) as place:
             yield FaultyPlace(place, self._fault)
 

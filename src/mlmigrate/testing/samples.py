@@ -81,7 +81,13 @@ def _repeats() -> Held:
 
 
 def _texts() -> Held:
-    params = {"empty": " ", "unicode": "naïve 模型 🚀 \u202e", "lines": "a\n\tb\r\nc", "long": "x" * 500, "quote": "'\";--"}
+    params = {
+        "empty": " ",
+        "unicode": "naïve 模型 🚀 \u202e",
+        "lines": "a\n\tb\r\nc",
+        "long": "x" * 500,
+        "quote": "'\";--",
+    }
     tags = {"mlflow.note.content": "# Notiz\n" + "ü" * 400, "empty": "", "json": '{"a": [1, NaN]}'}
     return Held(make("texts", experiment="2", params=params, tags=tags, user="älice"))
 
@@ -98,7 +104,15 @@ def _files() -> Held:
 
 
 def _inputs() -> Held:
-    given = DatasetInput("train", "abc123", "local", '{"uri": "./x.csv"}', '{"a": "int"}', '{"rows": 3}', {"mlflow.data.context": "training"})
+    given = DatasetInput(
+        "train",
+        "abc123",
+        "local",
+        '{"uri": "./x.csv"}',
+        '{"a": "int"}',
+        '{"rows": 3}',
+        {"mlflow.data.context": "training"},
+    )
     return Held(make("inputs", inputs=(given, DatasetInput("test", "def456", "code", "{}", None, None, {}))))
 
 
@@ -138,7 +152,8 @@ def hard_samples() -> list[Held]:
 
 def place_of(held: Sequence[Held], salt: str = "") -> Memory:
     """A place with these runs. `salt` makes their ids and their experiments' names others than before,
-    so that one server can meet them again and again."""
+    so that one server can meet them again and again.
+    """
     memory = Memory()
     for experiment in EXPERIMENTS:
         memory.add(replace(experiment, name=experiment.name + salt))
@@ -163,5 +178,7 @@ def _salted(held: Held, salt: str) -> Held:
 
 
 def _of_run(batch: pa.RecordBatch, id_: str) -> pa.RecordBatch:
-    run = pa.DictionaryArray.from_arrays(batch["run"].indices, pa.array([id_] * len(batch["run"].dictionary), pa.utf8()))
+    run = pa.DictionaryArray.from_arrays(
+        batch["run"].indices, pa.array([id_] * len(batch["run"].dictionary), pa.utf8())
+    )
     return batch.set_column(0, POINTS.field("run"), run)

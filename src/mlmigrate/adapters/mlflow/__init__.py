@@ -1,6 +1,6 @@
 """MLflow in its three shapes: a folder (`files`), a backend database (`sql`), a server (`rest`).
 
-    mlflow:./mlruns    mlflow:sqlite:///mlflow.db    mlflow:http://localhost:5000
+mlflow:./mlruns    mlflow:sqlite:///mlflow.db    mlflow:http://localhost:5000
 """
 
 from __future__ import annotations
