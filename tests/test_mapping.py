@@ -305,8 +305,8 @@ class TestMistakes:
             ('[tags]\na = "x"\n[keys]\na = 1', 'm0.toml, line 4: [keys] "a" must be a name or false, not 1.'),
             ("[tags]\na = false", 'm0.toml, line 2: [tags] "a" must be a text, not false.'),
             (
-                '[tag_keys]\n"a" = "mlmigrate.x"',
-                "m0.toml, line 2: [tag_keys] \"a\" makes a name that begins with 'mlmigrate.': those are mlmigrate's own.",
+                '[tag_keys]\n"a" = "mlmigrate."',
+                "m0.toml, line 2: [tag_keys] \"a\" makes a name that begins with 'mlmigrate.': that is mlmigrate's own.",
             ),
             (
                 "[redact.names]\n'+' = \"x\"",

@@ -387,7 +387,7 @@ class _File:
             raise self._error(section, name, f"must be {wanted}, not {_shown(to)}")
         made = name if section == "tags" else str(to)
         if section in ("keys", "tag_keys", "tags") and made.startswith(OURS):
-            raise self._error(section, name, f"makes a name that begins with {OURS!r}: those are mlmigrate's own")
+            raise self._error(section, name, f"makes a name that begins with {OURS!r}: that is mlmigrate's own")
         return Rule(section, name, to if isinstance(to, str) else None, self._pattern(section, name, to))
 
     def _pattern(self, section: str, name: str, to: object) -> re.Pattern[str]:
