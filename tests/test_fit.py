@@ -1,0 +1,185 @@
+"""What fit makes of runs and points that a target cannot hold as they are."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlmigrate.adapters.base import Limits
+from mlmigrate.fit import LARGEST, fit_experiment, fit_key, fit_points, fit_record, fit_run
+from mlmigrate.model import Experiment, Record, Run, points
+
+STRICT = Limits(
+    key_chars=r"/\w.\- ",
+    key_length=40,
+    key_paths=True,
+    param_length=10,
+    tag_length=20,
+    experiment_tag_length=5,
+    experiment_name_length=8,
+    infinities=False,
+    distinct_points=True,
+    nulls=False,
+    negative_times=False,
+    micros=False,
+    point_links=False,
+    types=False,
+    inputs=False,
+    experiment_times=False,
+    deleted_times=False,
+    system=False,
+    records=(),
+    blank_names=False,
+    name_tag=True,
+)
+
+
+def run(**fields: object) -> Run:
+    return Run("r1", "1", **{"name": "n", "tags": {"mlflow.runName": "n"}} | fields)
+
+
+def test_what_fits_stays_as_it_is() -> None:
+    given_run = run(params={"a": "1"}, start=1, end=2)
+    fitted = fit_run(given_run, STRICT)
+    assert (fitted.run, fitted.losses, fitted.overflow) == (given_run, (), ())
+
+
+def test_a_long_param_is_cut_and_kept_whole_as_an_artifact() -> None:
+    fitted = fit_run(run(params={"prompt/a": "é" * 11}), STRICT)
+    assert fitted.run.params == {"prompt/a": "é" * 10}
+    (whole,) = fitted.overflow
+    with whole.open() as stream:
+        assert stream.read().decode() == "é" * 11
+    assert whole.path.startswith("mlmigrate/params/prompt_a_")
+    assert fitted.losses[0].because == f"cut from 11 to 10 characters; whole text kept as artifact {whole.path}"
+
+
+def test_typed_params_become_text_and_that_is_said() -> None:
+    params = {
+        "i": 2**70,
+        "b": True,
+        "f": 0.1,
+        "t": datetime(2026, 1, 2, tzinfo=UTC),
+        "s": frozenset({"b", "a"}),
+        "n": None,
+    }
+    fitted = fit_run(run(params=params), Limits(types=False))
+    assert fitted.run.params == {
+        "i": "1180591620717411303424",
+        "b": "True",
+        "f": "0.1",
+        "t": "2026-01-02T00:00:00+00:00",
+        "s": '["a","b"]',
+        "n": "None",
+    }
+    assert len(fitted.losses) == len(params)
+
+
+def test_a_run_without_a_name_gets_its_id_where_names_are_needed() -> None:
+    fitted = fit_run(run(name="", tags={}), STRICT)
+    assert (fitted.run.name, fitted.run.tags) == ("r1", {"mlflow.runName": "r1"})
+    assert {loss.what for loss in fitted.losses} == {"name", "tag 'mlflow.runName'"}
+
+
+def test_fields_without_a_place_are_losses() -> None:
+    record = Record("mlflow.file.model_output", "m-1", "r1", "{}")
+    fitted = fit_run(run(deleted_at=5, system={"source_name": "x.py"}, records=(record,)), STRICT)
+    assert (fitted.run.deleted_at, fitted.run.system, fitted.run.records) == (None, {}, ())
+    assert [loss.what for loss in fitted.losses] == [
+        "mlflow.file.model_output 'm-1'",
+        "time of deletion",
+        "field source_name ('x.py')",
+    ]
+
+
+def test_an_experiment_is_fitted() -> None:
+    fitted, losses = fit_experiment(Experiment("1", "a long name", {"k": "1234567"}, created=1, updated=2), STRICT)
+    assert fitted == Experiment("1", "a long n", {"k": "12345"})
+    assert [loss.what for loss in losses] == ["name 'a long name'", "tag 'k'", "creation and update time"]
+
+
+def test_records_without_a_place_are_losses() -> None:
+    record = Record("mlflow.sql.spans", "s", "", "{}")
+    assert fit_record(record, Limits()) is None
+    assert fit_record(record, Limits(records=("mlflow.sql.",))) is None
+    assert fit_record(record, STRICT) is not None
+
+
+@pytest.mark.parametrize("key", ["val loss (%)", "a//b", "../x", "/a", "a/", "x" * 41, "a=b", ".", "ü\n"])
+def test_a_refused_key_is_renamed_to_one_that_fits(key: str) -> None:
+    renamed = fit_key(key, STRICT)
+    assert renamed != key
+    assert fit_key(renamed, STRICT) == renamed
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_two_keys_never_become_one(a: str, b: str) -> None:
+    assert a == b or fit_key(a, STRICT) != fit_key(b, STRICT)
+
+
+@given(st.text(min_size=1))
+def test_what_was_fitted_fits(key: str) -> None:
+    once = fit_key(key, STRICT)
+    assert fit_key(once, STRICT) == once
+
+
+def fitted_points(limits: Limits, **columns: list[object]) -> tuple[dict[str, list[object]], list[str]]:
+    fitting = fit_points(limits, {"r1": 77})
+    rows = len(columns["value"])
+    batch = points({"run": ["r1"] * rows, "key": ["k"] * rows} | columns)
+    fitted = fitting.fit(batch).to_pydict()
+    return fitted, [loss.because for loss in fitting.losses({"r1": "1"})]
+
+
+def test_infinities_become_the_largest_numbers() -> None:
+    fitted, losses = fitted_points(STRICT, value=[math.inf, -math.inf, 1.0], step=[1, 2, 3], timestamp=[1, 2, 3])
+    assert fitted["value"] == [LARGEST, -LARGEST, 1.0]
+    assert losses == ["2 infinite points became +-1.7976931348623157e+308"]
+
+
+def test_nan_stays_and_is_no_loss() -> None:
+    fitted, losses = fitted_points(STRICT, value=[math.nan], step=[1], timestamp=[1])
+    assert math.isnan(fitted["value"][0])
+    assert losses == []
+
+
+def test_points_without_step_or_time_get_them() -> None:
+    fitted, losses = fitted_points(STRICT, value=[1.0, 2.0, 3.0], step=[None, 5, 6], timestamp=[None, None, -4])
+    assert (fitted["step"], fitted["timestamp"]) == ([0, 5, 6], [77, 77, 0])
+    assert losses == [
+        "1 points without a step have step 0",
+        "2 points without a time have that of the run's start",
+        "1 points with a time before 1970 have time 0",
+    ]
+
+
+def test_parts_and_links_are_dropped_and_counted() -> None:
+    columns = {"step": [1, 2], "timestamp": [1, 2], "step_micro": [None, 500_000], "timestamp_micro": [0, 3]}
+    fitted, losses = fitted_points(
+        STRICT, value=[1.0, 2.0], **columns, dataset_name=["d", None], dataset_digest=["x", None], model=[None, "m"]
+    )
+    dropped = ("step_micro", "timestamp_micro", "dataset_name", "dataset_digest", "model")
+    assert all(fitted[name] == [None, None] for name in dropped)
+    assert losses == [
+        "1 points are rounded down: step_micro is dropped",
+        "1 points are rounded down: timestamp_micro is dropped",
+        "1 points lose their link to a dataset",
+        "1 points lose their link to a model",
+    ]
+
+
+def test_refused_metric_keys_are_renamed_like_any_other() -> None:
+    fitted, losses = fitted_points(STRICT, value=[1.0, 2.0], key=["loss%", "ok"], step=[1, 2], timestamp=[1, 2])
+    assert fitted["key"] == [fit_key("loss%", STRICT), "ok"]
+    assert len(losses) == 1
+
+
+def test_a_target_without_limits_takes_points_as_they_are() -> None:
+    columns = {"value": [math.inf, 1.0], "step": [None, 1], "timestamp": [None, -1], "model": ["m", None]}
+    fitted, losses = fitted_points(Limits(), **columns)
+    assert {name: fitted[name] for name in columns} == columns
+    assert losses == []
