@@ -1,0 +1,13 @@
+"""MLflow servers over their REST interface, spoken without MLflow's own client.
+
+client     HTTP: typed answers, our errors          wire       what servers say
+auth       who we are to a server                   artifacts  files behind a server
+server     what a server is and can do              histories  points read by the fastest route
+source     a server read                            target     a server written
+"""
+
+from __future__ import annotations
+
+from mlmigrate.adapters.mlflow.rest.source import open_source
+
+__all__ = ["open_source"]

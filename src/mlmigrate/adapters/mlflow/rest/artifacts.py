@@ -1,0 +1,207 @@
+"""Files behind a server.
+
+A run's artifact URI is chosen by the server, so it never leads to a local file or to a host that
+nobody named:
+
+    mlflow-artifacts:/...        asked from the server itself, through its proxy
+    s3:, gs:, ... (known hosts)  through MLflow's own repositories, when MLflow is installed
+    what --allow-artifacts says  likewise
+    all else                     asked from the server, run by run: it reads its own disk for us
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from mlmigrate.adapters.mlflow.repositories import allowed, direct, repository_artifacts, strange_path
+from mlmigrate.adapters.mlflow.rest.client import Client, Params, path_of
+from mlmigrate.adapters.mlflow.rest.wire import Files
+from mlmigrate.address import hide_secrets
+from mlmigrate.errors import MigrateError, Unavailable
+from mlmigrate.model import Artifact, Loss
+
+PROXY = "api/2.0/mlflow-artifacts/artifacts"
+LIST = "api/2.0/mlflow/artifacts/list"
+GET = "get-artifact"
+SMALL = 1 << 20  # bytes; smaller files are fetched ahead
+AHEAD = 16  # files
+DEEPEST = 100  # folders in folders; a listing that goes deeper goes round in circles
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """Where the files of one run are asked for: a folder of the proxy, or the run itself."""
+
+    run: str
+    folder: str | None  # None: ask by run
+
+    def listing(self, path: str) -> tuple[str, Params]:
+        """The request that lists a folder."""
+        if self.folder is None:
+            return LIST, {"run_id": self.run, "path": path} if path else {"run_id": self.run}
+        return PROXY, {"path": f"{self.folder}/{path}" if path else self.folder}
+
+    def file(self, path: str) -> tuple[str, Params | None]:
+        """The request that gives a file."""
+        if self.folder is None:
+            return GET, {"run_uuid": self.run, "path": path}
+        return f"{PROXY}/{path_of(self.folder, path)}", None
+
+    def below(self, path: str, listed: str) -> str:
+        """The path in the run of what was listed in the folder `path`: the proxy gives bare names."""
+        return f"{path}/{listed}" if path and self.folder is not None else listed
+
+
+def proxied(uri: str, base: str) -> str | None:
+    """The proxy's folder for an artifact URI of the server at `base`; None when it lies elsewhere."""
+    parts = urlsplit(uri)
+    if parts.scheme == "mlflow-artifacts":
+        if parts.netloc and parts.netloc.rpartition("@")[2] != urlsplit(base).netloc:
+            return None
+        folder = unquote(parts.path).strip("/")
+    else:
+        start = f"{base}/{PROXY}/"
+        if not uri.startswith(start):
+            return None
+        folder = unquote(uri.removeprefix(start)).strip("/")
+    return folder if folder and strange_path(folder) is None else None
+
+
+@dataclass(slots=True)
+class Listed:
+    """A file that was found, and its bytes once they are asked for ahead of need."""
+
+    owner: str
+    path: str
+    size: int | None
+    request: tuple[str, Params | None]
+    bytes: Future[bytes] | None = None
+
+
+@dataclass
+class Shelf:
+    """The files of some runs. `losses` is complete once they are drained."""
+
+    client: Client
+    pool: Executor
+    allow: tuple[str, ...]
+    losses: list[Loss] = field(default_factory=list)
+
+    def of(self, runs: Sequence[tuple[str, str]]) -> Iterator[Artifact]:
+        """The files of the runs, given as (id, artifact URI)."""
+        wanted = False  # whether the last file was opened: then the next ones are fetched ahead
+        ahead: deque[Listed | Artifact] = deque()
+
+        def opener(listed: Listed) -> Callable[[], AbstractContextManager[BinaryIO]]:
+            def opened() -> AbstractContextManager[BinaryIO]:
+                nonlocal wanted
+                wanted = True
+                self._fetch(ahead)
+                return self._open(listed)
+
+            return opened
+
+        for found in self._found(runs):
+            ahead.append(found)
+            if len(ahead) < AHEAD:
+                continue
+            if wanted:
+                self._fetch(ahead)
+            yield self._given(ahead.popleft(), opener)
+        while ahead:
+            yield self._given(ahead.popleft(), opener)
+
+    def _given(
+        self, found: Listed | Artifact, opener: Callable[[Listed], Callable[[], AbstractContextManager[BinaryIO]]]
+    ) -> Artifact:
+        if isinstance(found, Artifact):
+            return found
+        return Artifact(found.owner, found.path, opener(found), found.size)
+
+    def _fetch(self, ahead: Sequence[Listed | Artifact]) -> None:
+        for one in list(ahead):
+            if isinstance(one, Listed) and one.bytes is None and one.size is not None and one.size <= SMALL:
+                one.bytes = self.pool.submit(self._whole, one)
+
+    def _whole(self, listed: Listed) -> bytes:
+        return self.client.again.do(listed.path, self._read, listed)
+
+    def _read(self, listed: Listed) -> bytes:
+        with self._stream(listed) as stream:
+            return stream.read()
+
+    def _open(self, listed: Listed) -> AbstractContextManager[BinaryIO]:
+        fetched, listed.bytes = listed.bytes, None
+        if fetched is None:
+            return self._stream(listed)
+        return io.BytesIO(fetched.result())
+
+    def _stream(self, listed: Listed) -> AbstractContextManager[BinaryIO]:
+        path, params = listed.request
+        return self.client.stream(path, params, listed.size)
+
+    def _found(self, runs: Sequence[tuple[str, str]]) -> Iterator[Listed | Artifact]:
+        """The listings of the next few runs are under way while one is given out."""
+        under_way: deque[tuple[str, Future[list[Listed | Artifact]]]] = deque()
+        left = iter(runs)
+        while True:
+            while len(under_way) < AHEAD // 2 and (run := next(left, None)) is not None:
+                under_way.append((run[0], self.pool.submit(self._list, *run)))
+            if not under_way:
+                return
+            yield from under_way.popleft()[1].result()
+
+    def _list(self, run: str, uri: str) -> list[Listed | Artifact]:
+        """All files of one run; what stands in the way is a loss, but for a server that is away."""
+        if not uri:
+            return []
+        folder = proxied(uri, self.client.login.base)
+        if folder is None and (direct(uri) or allowed(uri, self.allow)):
+            try:
+                return list(repository_artifacts(uri, run, self.allow))
+            except MigrateError:  # MLflow or the credentials are missing here: the server has them
+                pass
+        root = Root(run, folder)
+        try:
+            return list(self._walk(root, "", 0))
+        except Unavailable:
+            raise
+        except MigrateError as error:
+            self.losses.append(_unreachable(run, uri, error))
+            return []
+
+    def _walk(self, root: Root, path: str, depth: int) -> Iterator[Listed]:
+        request, params = root.listing(path)
+        for info in self.client.get(request, Files, params).files:
+            found = root.below(path, info.path)
+            why = strange_path(found) or _stray(path, found) or ("too many folders" if depth > DEEPEST else None)
+            if why:
+                self.losses.append(Loss(root.run, f"artifact {found!r}", f"the server gives it a name that is {why}"))
+            elif info.is_dir:
+                yield from self._walk(root, found, depth + 1)
+            else:
+                yield Listed(root.run, found, info.file_size, root.file(found))
+
+
+def _stray(folder: str, path: str) -> str | None:
+    return None if not folder or path.startswith(folder + "/") else "outside of its folder"
+
+
+def _unreachable(run: str, uri: str, error: MigrateError) -> Loss:
+    return Loss(
+        run,
+        f"artifacts at {shown(uri)}",
+        f"the server does not give them out ({error.message}); to read them directly: --allow-artifacts {shown(uri)}",
+    )
+
+
+def shown(uri: str) -> str:
+    """A URI without the credentials that may stand in it."""
+    return hide_secrets(uri)

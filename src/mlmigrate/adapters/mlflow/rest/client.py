@@ -1,0 +1,327 @@
+"""HTTP to one MLflow server: typed answers, our errors, no retries, no redirects, one origin.
+
+A default `mlflow server` (several uvicorn workers) leaves Nagle's algorithm on, and holds the body
+of a kept-alive answer back until the client has acknowledged the headers, which Linux delays by
+40 ms.  So we tell Linux to acknowledge at once before each answer is read.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, BinaryIO, TypeVar, cast
+from urllib.parse import quote, urlencode, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, LocationParseError, SSLError
+from urllib3.response import BaseHTTPResponse
+
+from mlmigrate.adapters.base import Again
+from mlmigrate.adapters.mlflow.rest.auth import Login
+from mlmigrate.adapters.mlflow.rest.wire import Problem, decode, encode
+from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused, Unavailable
+
+T = TypeVar("T")
+Params = Mapping[str, str | int | Sequence[str]]
+CHUNK = 1 << 20
+LARGEST_ANSWER = 256 << 20  # bytes of JSON; our own page sizes keep honest servers far below
+IN_MEMORY = 8 << 20
+BLOCK = 256 << 10  # how much of a file is sent at once
+_AWAY = (429, 500, 502, 503, 504)
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+
+class _Failure(Exception):  # not an error of ours: `explain` makes one of it
+    """An answer that is not 2xx."""
+
+    def __init__(self, where: str, status: int, body: bytes, headers: Mapping[str, str], told: str) -> None:
+        super().__init__(where, status)
+        self.where = where
+        self.status = status
+        self.body = body
+        self.headers = headers
+        self.told = told
+
+
+class _Torn(Exception):
+    """An answer that is not what was asked for."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(where, why)
+        self.where = where
+        self.why = why
+
+
+def explain(error: Exception) -> MigrateError | None:
+    """Our error for one of urllib3's or one of this module's."""
+    if isinstance(error, _Failure):
+        return _explain_status(error)
+    if isinstance(error, _Torn):
+        return Unavailable(f"{error.where} gave an answer that is not an MLflow server's: {error.why}")
+    if isinstance(error, SSLError):
+        return Refused(
+            "The server's certificate is not trusted.", "MLFLOW_TRACKING_SERVER_CERT_PATH names one that is."
+        )
+    if isinstance(error, LocationParseError):
+        return NotFound("The address of the MLflow server cannot be understood.")
+    if isinstance(error, HTTPError | OSError):
+        return Unavailable(f"The MLflow server is away ({type(error).__name__}).")
+    return None
+
+
+def _explain_status(error: _Failure) -> MigrateError:
+    said = _said(error.body)
+    where = error.where
+    if error.status in _AWAY:
+        return Unavailable(f"{where} answered {error.status}{said}", after=_after(error.headers))
+    if error.status in (401, 403):
+        return Refused(f"{where} refused the credentials ({error.status}){said}", error.told)
+    if 300 <= error.status < 400:  # noqa: PLR2004  # HTTP's redirects
+        to = urlsplit(error.headers.get("Location", "")).netloc.rpartition("@")[2]
+        return NotFound(f"{where} answered {error.status}: MLflow is elsewhere ({to or 'not said where'}).",
+                        "Redirects are not followed. If you trust that place, give its address.")  # fmt: skip
+    if b"RESOURCE_ALREADY_EXISTS" in error.body or error.status == 409:  # noqa: PLR2004
+        return Conflict(f"{where}: it is there already{said}")
+    if error.status == 404:  # noqa: PLR2004
+        return NotFound(f"{where} has no such thing{said}")
+    return MigrateError(f"{where} refused a request ({error.status}){said}")
+
+
+def _said(body: bytes) -> str:
+    """What the server gave as its reason, on one line and not without end."""
+    try:
+        message = decode(body, Problem).message
+    except ValueError:
+        return ""
+    line = " ".join(message.split())
+    return f": {line[:300]}" if line else ""
+
+
+def _after(headers: Mapping[str, str]) -> float | None:
+    try:
+        return max(0.0, float(headers.get("Retry-After", "")))
+    except ValueError:
+        return None
+
+
+def _acknowledge(connection: HTTPConnection) -> None:
+    """The option holds for a few packets only, so it is set anew each time."""
+    if _QUICKACK is not None and connection.sock is not None:
+        connection.sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+
+
+class _Quick(HTTPConnection):
+    def getresponse(self) -> Any:  # noqa: ANN401  # urllib3's own type differs between its versions
+        _acknowledge(self)
+        response = super().getresponse()
+        _acknowledge(self)
+        return response
+
+
+class _QuickTls(HTTPSConnection):
+    def getresponse(self) -> Any:  # noqa: ANN401
+        _acknowledge(self)
+        response = super().getresponse()
+        _acknowledge(self)
+        return response
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Quick
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _QuickTls
+
+
+class Client:
+    """One server. Calls may come from several threads."""
+
+    def __init__(self, login: Login, again: Again, timeout: float = 120.0, connections: int = 32) -> None:
+        self.login = login
+        self.again = again
+        parts = urlsplit(login.base)
+        self.origin = f"{parts.scheme}://{parts.netloc}"
+        self._prefix = parts.path
+        self._timeout = urllib3.Timeout(connect=15.0, read=timeout)
+        self._http = self._pool(parts.scheme, connections)
+
+    def _pool(self, scheme: str, connections: int) -> urllib3.PoolManager:
+        tls = self.login.tls
+        extra: dict[str, Any] = {}
+        if scheme == "https":
+            extra = {
+                "cert_reqs": "CERT_NONE" if tls.insecure else "CERT_REQUIRED",
+                "ca_certs": tls.server or None,
+                "cert_file": tls.client or None,
+            }
+        manager = urllib3.PoolManager(num_pools=1, maxsize=connections, blocksize=BLOCK, **extra)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return manager
+
+    def close(self) -> None:
+        self._http.clear()
+
+    def get(self, path: str, kind: type[T], params: Params | None = None) -> T:
+        """Asks, again while the server is away."""
+        return self.again.do(path, self.once, "GET", path, kind, params)
+
+    def post(self, path: str, kind: type[T], body: object) -> T:
+        """Asks with a body, or writes what can be written twice; again while the server is away."""
+        return self.again.do(path, self.once, "POST", path, kind, None, body)
+
+    def patch(self, path: str, kind: type[T], body: object) -> T:
+        """As `post`."""
+        return self.again.do(path, self.once, "PATCH", path, kind, None, body)
+
+    def once(self, method: str, path: str, kind: type[T], params: Params | None = None, body: object = None) -> T:
+        """One request, whatever comes of it."""
+        return self.decoded(path, self._whole(method, path, params, body), kind)
+
+    def measured(self, path: str, kind: type[T], body: object) -> tuple[T, int]:
+        """As `post`, with the size of the answer."""
+
+        def call() -> tuple[T, int]:
+            data = self._whole("POST", path, None, body)
+            return self.decoded(path, data, kind), len(data)
+
+        return self.again.do(path, call)
+
+    def text(self, path: str) -> str:
+        """A short plain answer."""
+        data = self.again.do(path, self._whole, "GET", path, None, None)
+        return data[:200].decode("utf-8", "replace").strip()
+
+    def spool(self, path: str, params: Params) -> IO[bytes]:
+        """An answer of any length in a temporary file, at its start. One request, whatever comes of it."""
+        file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # the caller closes it
+        with self._answer("GET", path, params, None, None) as response:
+            while data := response.read(CHUNK):
+                file.write(data)
+        file.seek(0)
+        return file
+
+    @contextmanager
+    def stream(self, path: str, params: Params | None = None, size: int | None = None) -> Iterator[BinaryIO]:
+        """The bytes of an answer, as they come. Fewer than `size` of them are an error, when they end."""
+        with self._answer("GET", path, params, None, None) as response:
+            stream = cast("io.RawIOBase", _Stream(response, size, self.shown(path)))
+            yield cast("BinaryIO", io.BufferedReader(stream, CHUNK))
+
+    def upload(self, path: str, data: BinaryIO, size: int | None) -> None:
+        """Puts a file, streamed."""
+        headers = {"Content-Type": "application/octet-stream"}
+        if size is not None:
+            headers["Content-Length"] = str(size)
+        body = data if size is not None else _chunks(data)
+        with self._answer("PUT", path, None, body, headers) as response:
+            response.drain_conn()
+
+    def shown(self, path: str) -> str:
+        """Where a request goes, for messages."""
+        return f"{self.login.base}/{path.lstrip('/')}"
+
+    def _whole(self, method: str, path: str, params: Params | None, body: object) -> bytes:
+        data = None if body is None else encode(body)
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        with self._answer(method, path, params, data, headers) as response:
+            read = response.read(LARGEST_ANSWER + 1)
+        if len(read) > LARGEST_ANSWER:
+            raise BadData(f"{self.shown(path)} gave an answer of more than {LARGEST_ANSWER >> 20} MiB.")
+        return read
+
+    def decoded(self, path: str, data: bytes, kind: type[T]) -> T:
+        """An answer as what was asked for. Raises Unavailable: what is not JSON is no MLflow server's."""
+        try:
+            return decode(data, kind)
+        except ValueError as error:
+            raise explain(_Torn(self.login.base, f"/{path.lstrip('/')}: {_look(data)}")) or error from error
+
+    @contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        params: Params | None,
+        body: Any,  # noqa: ANN401  # bytes, a file or chunks: what urllib3 takes
+        headers: Mapping[str, str] | None,
+    ) -> Iterator[BaseHTTPResponse]:
+        """A 2xx answer, open; the connection goes back to the pool only when it was read to its end."""
+        try:
+            response = self._http.request(
+                method, self._url(path, params), body=body, headers=self._headers(headers or {}),
+                redirect=False, retries=False, timeout=self._timeout, preload_content=False, decode_content=False,
+            )  # fmt: skip
+            try:
+                self._check(response)
+                yield response
+            finally:
+                response.close()  # one that was read to its end has given its connection back already
+        except (_Failure, HTTPError, ConnectionError, TimeoutError) as error:
+            raise explain(error) or error from error
+
+    def _check(self, response: BaseHTTPResponse) -> None:
+        if not 200 <= response.status < 300:  # noqa: PLR2004  # HTTP's successes
+            body = response.read(64 << 10)
+            raise _Failure(self.login.base, response.status, body, response.headers, self.login.told)
+
+    def _url(self, path: str, params: Params | None) -> str:
+        query = "?" + urlencode(params, doseq=True, quote_via=quote) if params else ""
+        return f"{self.origin}{self._prefix}/{path.lstrip('/')}{query}"
+
+    def _headers(self, more: Mapping[str, str]) -> dict[str, str]:
+        headers = {"User-Agent": "mlmigrate", "Accept-Encoding": "identity", **self.login.headers, **more}
+        for plugin in self.login.more:
+            headers.update(plugin())
+        return headers
+
+
+def _look(data: bytes) -> str:
+    """What an answer that is not JSON of the right shape looks like; never its contents."""
+    start = data[:200].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    return f"{len(data)} bytes that are not the JSON that was asked for"
+
+
+def _chunks(data: BinaryIO) -> Iterator[bytes]:
+    while chunk := data.read(CHUNK):
+        yield chunk
+
+
+class _Stream(io.RawIOBase):
+    """A response as a file."""
+
+    def __init__(self, response: BaseHTTPResponse, size: int | None, where: str) -> None:
+        self._response = response
+        self._left = size
+        self._where = where
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401  # any writable buffer, as RawIOBase has it
+        try:
+            data = self._response.read(len(buffer))
+        except (HTTPError, ConnectionError, TimeoutError) as error:
+            raise explain(error) or error from error
+        buffer[: len(data)] = data
+        self._count(len(data))
+        return len(data)
+
+    def _count(self, read: int) -> None:
+        if self._left is None:
+            return
+        self._left -= read
+        if read == 0 and self._left > 0:
+            raise Unavailable(f"{self._where} ended {self._left} bytes too early.")
+
+
+def path_of(*parts: str) -> str:
+    """A URL path made of parts, each quoted; "/" in a part stays."""
+    return "/".join(quote(part, safe="/~") for part in parts)

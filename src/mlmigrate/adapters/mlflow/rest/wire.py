@@ -1,0 +1,226 @@
+"""What an MLflow server says, as msgspec structs with only the fields that we use.
+
+Every field has a default: servers leave out what is empty, and which fields they know depends on
+their version.  Numbers may come as strings (int64 in some gateways, "NaN" everywhere).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """A param or a tag."""
+
+    key: str = ""
+    value: str = ""
+
+
+class Latest(msgspec.Struct, frozen=True):
+    """The last point of a metric."""
+
+    key: str = ""
+    value: float = 0.0
+    timestamp: int = 0
+    step: int = 0
+
+
+class Point(msgspec.Struct, frozen=True, gc=False):
+    """One point of one run's metric."""
+
+    value: float = 0.0
+    timestamp: int = 0
+    step: int = 0
+
+
+class RunPoint(msgspec.Struct, frozen=True, gc=False):
+    """One point of a metric of many runs."""
+
+    run_id: str = ""
+    value: float = 0.0
+    timestamp: int = 0
+    step: int = 0
+
+
+class History(msgspec.Struct, frozen=True):
+    """One page of the points of one run's metric."""
+
+    metrics: list[Point] = []
+    next_page_token: str = ""
+
+
+class BulkHistory(msgspec.Struct, frozen=True):
+    """The points of one metric in many runs; cut off without a word at the server's own bound."""
+
+    metrics: list[RunPoint] = []
+
+
+class ExperimentInfo(msgspec.Struct, frozen=True):
+    """An experiment."""
+
+    experiment_id: str = ""
+    name: str = ""
+    artifact_location: str = ""
+    lifecycle_stage: str = "active"
+    creation_time: int | None = None
+    last_update_time: int | None = None
+    tags: list[Pair] = []
+
+
+class Experiments(msgspec.Struct, frozen=True):
+    """One page of experiments."""
+
+    experiments: list[ExperimentInfo] = []
+    next_page_token: str = ""
+
+
+class OneExperiment(msgspec.Struct, frozen=True):
+    """The experiment that was asked for."""
+
+    experiment: ExperimentInfo = ExperimentInfo()
+
+
+class RunInfo(msgspec.Struct, frozen=True):
+    """The fields of a run. Old servers say run_uuid."""
+
+    run_id: str = ""
+    run_uuid: str = ""
+    run_name: str = ""
+    experiment_id: str = ""
+    user_id: str = ""
+    status: str = "RUNNING"
+    start_time: int | None = None
+    end_time: int | None = None
+    artifact_uri: str = ""
+    lifecycle_stage: str = "active"
+
+
+class RunData(msgspec.Struct, frozen=True):
+    """The contents of a run, with the last point of each metric."""
+
+    metrics: list[Latest] = []
+    params: list[Pair] = []
+    tags: list[Pair] = []
+
+
+class Dataset(msgspec.Struct, frozen=True):
+    """A dataset."""
+
+    name: str = ""
+    digest: str = ""
+    source_type: str = ""
+    source: str = ""
+    schema: str | None = None
+    profile: str | None = None
+
+
+class DatasetInput(msgspec.Struct, frozen=True):
+    """A dataset that a run read, with the tags of that reading."""
+
+    tags: list[Pair] = []
+    dataset: Dataset = Dataset()
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """`model_inputs` stay as the server wrote them: they become records."""
+
+    dataset_inputs: list[DatasetInput] = []
+    model_inputs: list[msgspec.Raw] = []
+
+
+class Outputs(msgspec.Struct, frozen=True):
+    """The models that a run made, as the server wrote them."""
+
+    model_outputs: list[msgspec.Raw] = []
+
+
+class WireRun(msgspec.Struct, frozen=True):
+    """A run."""
+
+    info: RunInfo = RunInfo()
+    data: RunData = RunData()
+    inputs: Inputs = Inputs()
+    outputs: Outputs = Outputs()
+
+    @property
+    def id(self) -> str:
+        return self.info.run_id or self.info.run_uuid
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """All tags, also those that are ours."""
+        return {tag.key: tag.value for tag in self.data.tags}
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """One page of runs."""
+
+    runs: list[WireRun] = []
+    next_page_token: str = ""
+
+
+class OneRun(msgspec.Struct, frozen=True):
+    """The run that was asked for, or made."""
+
+    run: WireRun = WireRun()
+
+
+class FileInfo(msgspec.Struct, frozen=True):
+    """`file_size` is left out for empty files as well as for unknown sizes."""
+
+    path: str = ""
+    is_dir: bool = False
+    file_size: int | None = None
+
+
+class Files(msgspec.Struct, frozen=True):
+    """What lies in one folder."""
+
+    files: list[FileInfo] = []
+    next_page_token: str = ""
+
+
+class ServerInfo(msgspec.Struct, frozen=True):
+    """What a server says of itself (3.9 and later)."""
+
+    store_type: str = ""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """How a server says no."""
+
+    error_code: str | int = ""
+    message: str = ""
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """`body` as `kind`. Raises ValueError when it is not that.
+
+    get-history-bulk writes the bare tokens NaN and Infinity, which are not JSON: such an answer is
+    read by the standard library, which is slower and takes them.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind, strict=False)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if b"NaN" not in body and b"Infinity" not in body:
+            raise
+    return msgspec.convert(_lenient(body), kind, strict=False)
+
+
+def _lenient(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def encode(value: object) -> bytes:
+    """`value` as JSON. Numbers that JSON does not know must have been made strings before."""
+    return msgspec.json.encode(value)
