@@ -1,0 +1,110 @@
+"""Where the artifact bytes of a run, a model or a trace lie, whatever its URI says.
+
+    <run>/artifacts                             beside the run: always first, for stores are moved
+    the URI itself                              when it names a local folder inside an allowed place
+    <each folder of artifacts_at>/<the same>    where a person says that they are
+    <store's folder>/../mlartifacts/<the same>  where `mlflow server` puts them
+
+A URI stands in a file that others wrote: it opens nothing outside the store that was not allowed.
+"""
+
+# paths stay text here: a Path for each of a million files would cost more than reading them
+# ruff: noqa: PTH
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from urllib.parse import unquote, urlsplit
+
+from mlmigrate.adapters.base import Settings
+from mlmigrate.adapters.mlflow.files import disk
+from mlmigrate.address import hide_secrets
+from mlmigrate.model import Artifact, Loss
+
+FOLDER = "artifacts"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: "C:" is a disk
+
+
+def local_path(uri: str) -> str | None:
+    """The path that a URI names on this machine; None when it is of another kind."""
+    found = _SCHEME.match(uri)
+    if found is None:
+        return uri or None
+    if found[1].lower() != "file":
+        return None
+    rest = uri[len("file:") :]
+    if rest.startswith("//"):
+        rest = urlsplit(uri).path
+    return rest if os.path.exists(rest) else unquote(rest)
+
+
+class Whereabouts:
+    """Finds artifact folders for one store."""
+
+    def __init__(self, root: str, settings: Settings) -> None:
+        beside = os.path.join(os.path.dirname(root), "mlartifacts")
+        self.settings = settings
+        self._places = tuple(place for place in (*settings.artifacts_at, beside) if os.path.isdir(place))
+        self._allowed_in = tuple(os.path.realpath(place) for place in (root, *self._places))
+
+    def folder(self, beside: str, parts: Sequence[str], uri: str) -> str:
+        """The folder that holds the files of what is at `beside`; "" when there is none.
+
+        `parts` is where it lies in a store: (experiment, run) or (experiment, "models", model).
+        """
+        for place in self._candidates(beside, parts, uri):
+            if disk.holds_file(place):
+                return place
+        return ""
+
+    def _candidates(self, beside: str, parts: Sequence[str], uri: str) -> Iterator[str]:
+        yield os.path.join(beside, FOLDER)
+        path = local_path(uri)
+        if path is not None and os.path.isdir(path) and self._allowed(uri, path):
+            yield path
+        for place in self._places:
+            yield os.path.join(place, *parts, FOLDER)
+            proxied = _proxied(uri)
+            if proxied:
+                yield os.path.join(place, *proxied)
+
+    def _allowed(self, uri: str, path: str) -> bool:
+        if any(uri.startswith(prefix) for prefix in self.settings.allow_artifacts if prefix):
+            return True
+        real = os.path.realpath(path)
+        return any(inside(real, place) for place in self._allowed_in)
+
+    def absence(self, uri: str, logged_model: bool) -> str:
+        """Why nothing was found, when something may have been there; "" when nothing tells of any."""
+        path = local_path(uri)
+        shown = disk.shown(hide_secrets(uri))
+        if path is not None and os.path.isabs(path) and os.path.isdir(path) and disk.holds_file(path):
+            return f"{shown} lies outside the store: allow that folder to carry them"
+        if path is None:
+            return f"{shown} is not here, nor are its files beside the store"
+        return f"a model was logged, and its files are not here ({shown or 'no URI'})" if logged_model else ""
+
+
+def _proxied(uri: str) -> list[str]:
+    """The parts of a path behind mlflow-artifacts:, when it is a clean one."""
+    if not uri.startswith("mlflow-artifacts:"):
+        return []
+    parts = [part for part in unquote(urlsplit(uri).path).split("/") if part]
+    clean = all(part not in (".", "..") and "\0" not in part and os.sep not in part for part in parts)
+    return parts if clean else []
+
+
+def inside(path: str, folder: str) -> bool:
+    """Whether a real path is a real folder or lies in it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def artifacts(folder: str, owner: str, experiment: str, losses: list[Loss]) -> Iterator[Artifact]:
+    """Every regular file of a folder; what is none is a loss."""
+    tree = disk.walk(folder, stats=True, skip_noise=False)
+    losses += [Loss(owner, f"artifact {disk.shown(path)}", because, experiment) for path, because in tree.odd]
+    for file in tree.files:
+        yield Artifact(owner, file.path, partial(disk.open_file, file.place), file.size)
