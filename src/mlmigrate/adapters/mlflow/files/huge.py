@@ -6,7 +6,7 @@ repeats, by 8-byte numbers that stand for points, so many at a time that memory 
 """
 
 # paths stay text here: a Path for each of a million files would cost more than reading them
-# ruff: noqa: PTH
+# ruff: noqa: PTH116
 
 from __future__ import annotations
 

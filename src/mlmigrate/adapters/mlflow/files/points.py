@@ -301,20 +301,20 @@ def _rising(columns: Columns, whose: npt.NDArray[np.int32]) -> npt.NDArray[np.bo
     That is so in a file whose steps rise, or whose times rise.
     """
     other = whose[1:] != whose[:-1]
-    by_step = other | (columns.step[1:] > columns.step[:-1])
+    by_step: npt.NDArray[np.bool_] = other | (columns.step[1:] > columns.step[:-1])
     if by_step.all():
         return by_step
     later = columns.timestamp[1:] > columns.timestamp[:-1]
     same = columns.timestamp[1:] == columns.timestamp[:-1]
     by_time = other | later | (same & (columns.step[1:] > columns.step[:-1]))
-    fine = _all_of(by_step, whose) | _all_of(by_time, whose)
-    rising: npt.NDArray[np.bool_] = np.take(fine, whose[1:])
+    fine: npt.NDArray[np.bool_] = _all_of(by_step, whose) | _all_of(by_time, whose)
+    rising: npt.NDArray[np.bool_] = fine[whose[1:]]
     return rising
 
 
 def _all_of(flags: npt.NDArray[np.bool_], whose: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """For each file: whether the flags of all its rows are set."""
-    fine = np.ones(int(whose[-1]) + 1 if len(whose) else 0, np.bool_)
+    fine: npt.NDArray[np.bool_] = np.ones(int(whose[-1]) + 1 if len(whose) else 0, np.bool_)
     fine[whose[1:][~flags]] = False
     return fine
 

@@ -1,7 +1,7 @@
 """A file store as a Source."""
 
 # paths stay text here: a Path for each of a million files would cost more than reading them
-# ruff: noqa: PTH
+# ruff: noqa: PTH100, PTH110, PTH111, PTH112, PTH114, PTH118, PTH119, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from mlmigrate.adapters.base import Context, Packing, Settings
+from mlmigrate.adapters.base import Context, Packing, Reading, Settings, Source
 from mlmigrate.adapters.mlflow.files import disk, homes, meta, points, records, runs
 from mlmigrate.adapters.mlflow.files.artifacts import Whereabouts, artifacts, local_path
 from mlmigrate.adapters.mlflow.files.homes import Home
@@ -25,7 +25,7 @@ from mlmigrate.model import Artifact, Experiment, Loss, Record, Run, RunRef
 SQLITE = b"SQLite format 3\0"
 
 
-def open_source(address: Address, context: Context) -> Files:
+def open_source(address: Address, context: Context) -> Source:
     """The store in the folder that the address names, or in its mlruns/.
 
     Raises NotFound when there is no such folder, or no store in it.
@@ -137,7 +137,7 @@ class Files:
         return [loss for stage in ("experiments", "refs") for loss in self._oddities.get(stage, ())]
 
     @contextmanager
-    def read(self, refs: Sequence[RunRef]) -> Iterator[FileReading]:
+    def read(self, refs: Sequence[RunRef]) -> Iterator[Reading]:
         """The runs and things that `refs` name."""
         yield FileReading(self.root, self._whereabouts, refs)
 
@@ -261,21 +261,16 @@ def _same_bytes(one: str, other: str) -> bool:
 class FileReading:
     """Some runs and things of a file store, opened."""
 
-    distinct = True
-
     def __init__(self, root: str, whereabouts: Whereabouts, refs: Sequence[RunRef]) -> None:
         self._root, self._whereabouts = root, whereabouts
+        self.distinct = True
         self.losses: list[Loss] = []
         opener = runs.Opener(whereabouts, self.losses)
         self._opened = [
             opener.open(folder, ref) for ref in refs if ref.kind == "run" and (folder := self._folder(ref)) is not None
         ]
+        self.runs: Sequence[Run] = [opened.run for opened in self._opened]
         self._things = [thing for ref in refs if ref.kind == "records" for thing in self._thing(ref)]
-
-    @property
-    def runs(self) -> Sequence[Run]:
-        """The runs, in the order of their refs."""
-        return [opened.run for opened in self._opened]
 
     def points(self) -> Iterator[pa.RecordBatch]:
         """Every point once, a metric's in the order of its file."""
