@@ -10,6 +10,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -44,6 +45,12 @@ def open_target(address: Address, context: Context) -> Target:
     """The place opened for writing; nothing is written yet. Raises as `open_source` does."""
     target: Target = _opener(address, "open_target", "write to")(address, context)
     return target
+
+
+def places_under(folder: Path) -> list[Address]:
+    """Every place under `folder` that a built-in adapter can read; those of one kind lie together."""
+    finders = [getattr(module_of(kind), "places_under", None) for kind in BUILT_IN]
+    return [place for find in finders if find is not None for place in find(folder)]
 
 
 def module_of(kind: str) -> ModuleType:

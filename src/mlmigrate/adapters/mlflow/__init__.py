@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from mlmigrate.adapters.base import Context, Source, Target
@@ -34,6 +35,13 @@ def open_target(address: Address, context: Context) -> Target:
         )
     target: Target = module.open_target(address, context)
     return target
+
+
+def places_under(folder: Path) -> list[Address]:
+    """Every file store, then every SQLite backend database, under `folder`."""
+    files = import_module(f"{__name__}.files")
+    stores = [Address("mlflow", str(store)) for store in files.stores_under(folder)]
+    return stores + [Address("mlflow", f"sqlite:///{file}") for file in files.databases_under(folder)]
 
 
 def shape(place: str) -> ModuleType:
