@@ -1,0 +1,256 @@
+"""The runs of a database as RunRefs, cheaply: params, tags and latest metrics are read, points never.
+
+A stamp is a hash over everything of the run but its points; these are told by the latest of each key
+and, in SQLite, by the highest row number among them, which an index gives at once.  In a PostgreSQL
+too large to count, points logged at old steps of a finished run are not seen.
+"""
+
+# ruff: noqa: S608 - no value from outside is written into SQL but by Session.among, in hexadecimal
+
+from __future__ import annotations
+
+import json
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, SQLITE, Session
+from mlmigrate.model import OURS, PARENT_TAG, Loss, RunRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from mlmigrate.adapters.mlflow.sql.schema import Shape
+
+COUNTED = 2_000_000  # points; a PostgreSQL that has more is not counted for stamps
+_STAMPED = {
+    "params": ("key", "value"),
+    "tags": ("key", "value"),
+    "latest_metrics": ("key", "value", "timestamp", "step", "is_nan"),
+}
+_NUMBERS = {"timestamp": "integer", "step": "integer", "is_nan": "integer", "value": "real"}
+
+
+class Listing:
+    """One look at all runs."""
+
+    def __init__(self, session: Session, shape: Shape) -> None:
+        self.session = session
+        self.shape = shape
+        self.parents: dict[str, str] = {}
+        self.steps: dict[str, int] = {}
+        self.oddities: list[Loss] = []
+        self._digests: dict[str, list[bytes]] = {}
+        self._orphans: dict[str, set[str]] = {}
+
+    def refs(self) -> list[RunRef]:
+        """All runs, parents before their children."""
+        rows = self._runs()
+        known = {row[0] for row in rows}
+        for table in _STAMPED:
+            if self.shape.has(table):
+                self._stamp(table, known)
+        if self.shape.has("inputs") and self.shape.has("datasets"):
+            self._inputs()
+        points = self._points(known)
+        self._count_orphans()
+        return [self._ref(row, points.get(row[0], (0, ""))) for row in self._ordered(rows)]
+
+    def _runs(self) -> list[tuple[str, ...]]:
+        s, has = self.session, self.shape.has
+        deleted = s.text("deleted_time") if has("runs", "deleted_time") else "NULL"
+        columns = ["source_type", "source_name", "source_version", "entry_point_name", "user_id", "end_time"]
+        rest = " || '/' || ".join(s.nullable(one) for one in [*columns, "artifact_uri"] if has("runs", one))
+        return s.rows(
+            f"SELECT {s.text('run_uuid')} AS id, COALESCE({s.text('experiment_id')}, '') AS experiment, "
+            f"COALESCE({s.text('name')}, '') AS name, COALESCE({s.text('status')}, '') AS status, "
+            f"{s.integer('start_time')} AS start_time, COALESCE({s.text('lifecycle_stage')}, '') AS stage, "
+            f"COALESCE({deleted}, '') AS deleted, {rest} AS rest FROM runs WHERE run_uuid IS NOT NULL"
+        )
+
+    def _stamp(self, table: str, known: set[str]) -> None:
+        """Hashes the rows of each run in `table`, and keeps what else they tell."""
+        s = self.session
+        columns = [one for one in _STAMPED[table] if self.shape.has(table, one)]
+        ours = f"WHERE substr(\"key\", 1, {len(OURS)}) <> '{OURS}' " if table == "tags" else ""
+        chosen = ", ".join(f"{_cast(s, table, one)} AS {_alias(one)}" for one in columns)
+        sql = f'SELECT {s.text("run_uuid")} AS id, {chosen} FROM {table} {ours}ORDER BY run_uuid, "key"'
+        hashed = _Hashed()
+        for batch in s.batches(sql):
+            hashed.add(batch)
+            if table == "tags":
+                self._keep_parents(batch)
+            elif table == "latest_metrics" and "step" in columns:
+                self._keep_steps(batch)
+        for run, digest in hashed.digests().items():
+            if run in known:
+                self._digests.setdefault(run, []).append(digest)
+            else:
+                self._orphans.setdefault(run, set()).add(table)
+
+    def _inputs(self) -> None:
+        s = self.session
+        hashed = _Hashed()
+        sql = (
+            f"SELECT {s.text('i.destination_id')} AS id, {s.text('d.name')} AS name, {s.text('d.digest')} AS digest "
+            "FROM inputs i JOIN datasets d ON d.dataset_uuid = i.source_id WHERE i.destination_type = 'RUN' "
+            "ORDER BY i.destination_id, d.name, d.digest"
+        )
+        for batch in s.batches(sql):
+            hashed.add(batch)
+        for run, digest in hashed.digests().items():
+            self._digests.setdefault(run, []).append(digest)
+
+    def _keep_parents(self, batch: pa.RecordBatch) -> None:
+        found = batch.filter(pc.equal(batch.column("k"), PARENT_TAG))
+        self.parents.update(zip(found.column("id").to_pylist(), found.column("value").to_pylist(), strict=True))
+
+    def _keep_steps(self, batch: pa.RecordBatch) -> None:
+        """How many points a run has at most, when each step has one: for packing."""
+        capped = pc.min_element_wise(pc.max_element_wise(batch.column("step"), 0), 10_000_000)
+        table = pa.table({"id": batch.column("id"), "points": pc.add(capped, 1)})
+        sums = table.group_by("id").aggregate([("points", "sum")])
+        for run, points in zip(sums["id"].to_pylist(), sums["points_sum"].to_pylist(), strict=True):
+            self.steps[run] = self.steps.get(run, 0) + (points or 0)
+
+    def _points(self, known: set[str]) -> dict[str, tuple[int, str]]:
+        """Run -> how many points about, and what tells whether there are new ones."""
+        if not self.shape.has("metrics") or not self.shape.run_index:
+            return {}
+        if self.session.kind == SQLITE:
+            return self._row_numbers(known)
+        if self._few():
+            counts = dict(
+                self.session.rows(
+                    f"SELECT {self.session.text('run_uuid')} AS id, count(*) AS n FROM metrics GROUP BY run_uuid"
+                )
+            )
+            for run in counts.keys() - known:
+                self._orphans.setdefault(run, set()).add("metrics")
+            return {run: (count, str(count)) for run, count in counts.items()}
+        return {}
+
+    def _few(self) -> bool:
+        if self.session.kind != POSTGRESQL:
+            return False
+        rows = self.session.rows("SELECT reltuples::bigint AS n FROM pg_class WHERE oid = to_regclass('metrics')")
+        return bool(rows) and rows[0][0] < COUNTED
+
+    def _row_numbers(self, known: set[str]) -> dict[str, tuple[int, str]]:
+        """Jumps from run to run through the index, so that it costs the same for few points and for many."""
+        rows = self.session.rows(
+            "WITH RECURSIVE ids(id) AS (SELECT min(run_uuid) FROM metrics UNION ALL "
+            "SELECT (SELECT min(run_uuid) FROM metrics WHERE run_uuid > id) FROM ids WHERE id IS NOT NULL) "
+            "SELECT CAST(id AS TEXT), (SELECT min(rowid) FROM metrics WHERE run_uuid = id), "
+            "(SELECT max(rowid) FROM metrics WHERE run_uuid = id) FROM ids WHERE id IS NOT NULL"
+        )
+        for run, _, _ in rows:
+            if run not in known:
+                self._orphans.setdefault(run, set()).add("metrics")
+        return {run: (last - first + 1, str(last)) for run, first, last in rows}
+
+    def _count_orphans(self) -> None:
+        """Rows of runs that are not there."""
+        counts: dict[str, int] = {}
+        for table in ("params", "tags", "metrics"):
+            ids = [run for run, tables in self._orphans.items() if table in tables or table == "metrics"]
+            if ids and self.shape.has(table):
+                sql = f"SELECT count(*) AS n FROM {table} WHERE {self.session.among('run_uuid', ids)}"
+                counts[table] = self.session.rows(sql)[0][0]
+        for table, count in counts.items():
+            if count:
+                what = "metric points" if table == "metrics" else table
+                self.oddities.append(Loss("", f"{count} {what}", "belong to runs that are not in the database"))
+
+    def _ordered(self, rows: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+        """By start, but each parent before its children; a ring of parents is cut."""
+        rows.sort(key=lambda row: (row[4] is None, row[4] or 0, row[0]))
+        by_id, done = {row[0]: row for row in rows}, set[str]()
+        for row in rows:
+            line: list[str] = []
+            run = row[0]
+            while run in by_id and run not in done:
+                done.add(run)
+                line.append(run)
+                run = self.parents.get(run, "")
+            yield from (by_id[one] for one in reversed(line))
+
+    def _ref(self, row: tuple[str, ...], points: tuple[int, str]) -> RunRef:
+        run, experiment, name, status, start, stage, _, _ = row
+        count, mark = points
+        steps = self.steps.get(run, 0)
+        digest = blake2b(json.dumps([*row, mark]).encode(), digest_size=8)
+        for one in self._digests.get(run, ()):
+            digest.update(one)
+        return RunRef(
+            experiment=experiment,
+            id=run,
+            name=name,
+            origin=f"mlflow:{run}",
+            stamp=digest.hexdigest(),
+            status=status,
+            start=start,  # type: ignore[arg-type]
+            deleted=stage == "deleted",
+            points=min(count, steps) if count and steps else count or steps,
+        )
+
+
+class _Hashed:
+    """Run -> hash of its rows, from batches in the order of the runs."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, blake2b] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Hashes each run's rows by slices of the columns' own buffers, never value by value."""
+        if not batch.num_rows:
+            return
+        runs = pc.run_end_encode(batch.column(0))
+        columns = [part for column in batch.columns[1:] for part in _parts(column)]
+        start = 0
+        for run, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+            digest = self._found.setdefault(run, blake2b(digest_size=8))
+            for data, ends in columns:
+                digest.update(data[ends(start) : ends(end)])
+            start = end
+
+    def digests(self) -> dict[str, bytes]:
+        """What came of it."""
+        return {run: digest.digest() for run, digest in self._found.items()}
+
+
+def _parts(column: pa.Array) -> list[tuple[memoryview, Callable[[int], int]]]:
+    """The bytes of a column, and where in them a row begins. Texts are two parts: the bytes and their lengths."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        lengths = pc.fill_null(pc.binary_length(column), -1).cast(pa.int32())
+        wide = pa.types.is_large_string(column.type)
+        offsets = memoryview(column.buffers()[1]).cast("q" if wide else "i")[column.offset :]
+        data = column.buffers()[2]
+        return [(memoryview(data or b""), offsets.__getitem__), *_parts(lengths)]
+    if pa.types.is_null(column.type):
+        return []
+    fixed = pc.fill_null(column, 0) if column.null_count else column
+    if not pa.types.is_floating(fixed.type):
+        fixed = fixed.cast(pa.int64()) if fixed.type != pa.int32() else fixed
+    width, first = fixed.type.bit_width // 8, fixed.offset
+    return [(memoryview(fixed.buffers()[1]), lambda row: (first + row) * width)]
+
+
+def _cast(session: Session, table: str, column: str) -> str:
+    quoted = f'"{column}"'
+    if column == "value" and table != "latest_metrics":
+        return f"COALESCE({session.text(quoted)}, '')"
+    kind = _NUMBERS.get(column, "text")
+    return str(getattr(session, kind)(f"CAST({quoted} AS integer)" if column == "is_nan" else quoted))
+
+
+def _alias(column: str) -> str:
+    return "k" if column == "key" else column
+
+
+def reconstructed(experiments: Iterable[str], refs: Iterable[RunRef]) -> list[str]:
+    """The ids of experiments that have runs and are not there."""
+    known = set(experiments)
+    return sorted({ref.experiment for ref in refs if ref.kind == "run"} - known)

@@ -1,0 +1,426 @@
+"""A backend database as a source: never written, never upgraded, of whatever revision it is.
+
+One moment: in PostgreSQL a snapshot is held for the whole transfer; in SQLite each read is one
+transaction, which ends before a slow target could hold up those who write.
+"""
+
+# ruff: noqa: S608 - no value from outside is written into SQL but by Session.among, in hexadecimal
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import adbc_driver_manager
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlmigrate.adapters.base import Context, Packing
+from mlmigrate.adapters.mlflow.sql import records
+from mlmigrate.adapters.mlflow.sql.artifacts import Finder
+from mlmigrate.adapters.mlflow.sql.connect import (
+    POSTGRESQL,
+    SQLITE,
+    Database,
+    Session,
+    database,
+    explained,
+    texts,
+    unmarked,
+)
+from mlmigrate.adapters.mlflow.sql.listing import Listing, reconstructed
+from mlmigrate.adapters.mlflow.sql.schema import Shape, shape
+from mlmigrate.adapters.mlflow.sql.spool import Spool
+from mlmigrate.errors import NotFound, Unavailable
+from mlmigrate.model import OURS, STATUSES, DatasetInput, Experiment, Loss, Record, Run, RunRef, points
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mlmigrate.address import Address
+    from mlmigrate.model import Artifact
+
+_NAME_TAG = "mlflow.runName"
+_SYSTEM = ("source_type", "source_name", "source_version", "entry_point_name")
+_WITHOUT_INDEX = Packing(runs=20_000, points=20_000_000)  # each pack reads the whole table of points
+_MARK = tuple[tuple[int, int], ...]
+
+
+def open_source(address: Address, context: Context) -> DatabaseSource:
+    """The database, which must hold MLflow's tables. Raises NotFound, Refused or Unavailable."""
+    return DatabaseSource(database(address.place), context)
+
+
+class DatabaseSource:
+    """An MLflow backend database, for reading."""
+
+    def __init__(self, place: Database, context: Context) -> None:
+        self._database = place
+        self._lock, self._snapshots = threading.Lock(), threading.Lock()
+        self._mark = self._file_mark()
+        beside = place.file.absolute().parent if place.file is not None else Path.cwd()
+        self._finder = Finder(beside, context.settings)
+        self._holder: Session | None = None
+        self._snapshot = ""
+        self._refs: list[RunRef] | None = None
+        self._oddities: list[Loss] = []
+        self._experiments: list[Experiment] | None = None
+        with self._session() as session:
+            self._shape = shape(session)
+        self._check_tables()
+        self.packing = Packing() if self._shape.run_index else _WITHOUT_INDEX
+
+    def experiments(self) -> Sequence[Experiment]:
+        """All experiments; one is made up for runs whose own is not there."""
+        self._list()
+        return self._experiments or []
+
+    def refs(self) -> Sequence[RunRef]:
+        """All runs, and a ref for each table that is carried row by row."""
+        self._list()
+        return self._refs or []
+
+    def oddities(self) -> Sequence[Loss]:
+        """What is strange about the database as a whole."""
+        found = list(self._oddities)
+        if self._database.stale:
+            why = "lie in a write-ahead log that cannot be read in a read-only folder"
+            found.append(Loss("", "the newest rows", why))
+        return [*found, *self.written_to()]
+
+    def written_to(self) -> list[Loss]:
+        """Once, when somebody wrote into the SQLite file since it was opened."""
+        if self._mark == self._file_mark():
+            return []
+        self._mark = self._file_mark()
+        why = "was written to while it was read; run the same command again to take what is new"
+        return [Loss("", str(self._database.file), why)]
+
+    @contextmanager
+    def read(self, refs: Sequence[RunRef]) -> Iterator[DatabaseReading]:
+        """The runs and tables that `refs` name, from one moment."""
+        with self._session() as session, explained(self._database.shown):
+            reading = DatabaseReading(self._database, session, self._shape, refs, self._finder, self.written_to)
+            try:
+                yield reading
+            finally:
+                reading.close()
+
+    def close(self) -> None:
+        """Lets the snapshot go."""
+        if self._holder is not None:
+            self._holder.close()
+            self._holder = None
+
+    def _list(self) -> None:
+        with self._lock:
+            if self._refs is not None:
+                return
+            with self._session() as session, explained(self._database.shown):
+                experiments = _experiments(session, self._shape, self._oddities)
+                listing = Listing(session, self._shape)
+                refs = listing.refs()
+                self._oddities += listing.oddities
+                experiments += self._made_up(experiments, refs)
+                identity = _identity(experiments, refs)
+                self._oddities += records.secret_losses(session, self._shape)
+                self._refs = refs + list(records.refs(session, self._shape, identity))
+                self._experiments = experiments
+
+    def _made_up(self, experiments: list[Experiment], refs: list[RunRef]) -> list[Experiment]:
+        lost = reconstructed((one.id for one in experiments), refs)
+        for id_ in lost:
+            count = sum(ref.experiment == id_ for ref in refs)
+            why = f"is not in the database, but {count} of its runs are; it is made up anew"
+            self._oddities.append(Loss("", f"experiment {id_}", why, id_))
+        return [Experiment(id_, f"experiment {id_ or 'without id'}") for id_ in lost]
+
+    def _check_tables(self) -> None:
+        if self._shape.has("experiments") and self._shape.has("runs"):
+            return
+        names = ", ".join(sorted(self._shape.tables)[:8]) or "no table at all"
+        raise NotFound(f"{self._database.shown} holds no MLflow tables; it has {names}.")
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """A transaction; in PostgreSQL of the one snapshot that all of them share."""
+        before = self._file_mark()
+        session = self._database.reading()
+        immutable = self._database.immutable
+        try:
+            if session.kind == POSTGRESQL:
+                self._share(session)
+            yield session
+        finally:
+            session.close()
+        if immutable and not self._database.stale and before != self._file_mark():
+            raise Unavailable(f"{self._database.file} was opened by a writer while it was read.")
+
+    def _share(self, session: Session) -> None:
+        with explained(self._database.shown), self._snapshots:
+            if self._holder is None:
+                self._holder = self._database.reading()
+                self._snapshot = str(self._holder.rows("SELECT pg_export_snapshot()::text AS s")[0][0])
+        with suppress(adbc_driver_manager.Error):  # gone with its connection: then this read is its own moment
+            session.execute(f"SET TRANSACTION SNAPSHOT '{self._snapshot}'")
+
+    def _file_mark(self) -> _MARK:
+        """Changes when the file or its write-ahead log does."""
+        file = self._database.file
+        if file is None:
+            return ()
+        marks = []
+        for path in (file, file.with_name(file.name + "-wal")):
+            with suppress(OSError):
+                found = path.stat()
+                marks.append((found.st_mtime_ns, found.st_size))
+        return tuple(marks)
+
+
+class DatabaseReading:
+    """Some runs of one moment. The streams are taken in this order: points, artifacts, records."""
+
+    distinct = True  # the primary key of metrics holds every column
+
+    def __init__(
+        self,
+        place: Database,
+        session: Session,
+        found: Shape,
+        refs: Sequence[RunRef],
+        finder: Finder,
+        written_to: Callable[[], list[Loss]],
+    ) -> None:
+        self.losses: list[Loss] = []
+        self._database, self._session, self._shape, self._finder = place, session, found, finder
+        self._written_to = written_to
+        self._tables = [ref for ref in refs if ref.kind == "records"]
+        wanted = {ref.id: ref for ref in refs if ref.kind == "run"}
+        self.runs: Sequence[Run] = _Runs(session, found, wanted, self.losses).read() if wanted else []
+        self._spool: Spool | None = None
+        if self.runs and place.kind == SQLITE and not place.immutable and not place.write_ahead():
+            self._lay_aside()
+
+    def points(self) -> Iterator[pa.RecordBatch]:
+        """The points of the runs, run by run, in log order."""
+        if self._spool is not None:
+            yield from map(_as_points, self._spool.batches())
+        elif self.runs:
+            yield from map(_as_points, self._batches())
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """The files of the runs."""
+        for run in self.runs:
+            yield from self._finder.artifacts(run, self.losses)
+
+    def records(self) -> Iterator[Record]:
+        """The rows of the tables."""
+        yield from records.read(self._database, self._session, self._shape, self._tables)
+        self.losses += self._written_to()
+
+    def close(self) -> None:
+        """Gives back what was laid aside."""
+        if self._spool is not None:
+            self._spool.close()
+
+    def _lay_aside(self) -> None:
+        """Takes the points at once and ends the transaction, which keeps a team's runs from being written."""
+        self._spool = Spool()
+        for batch in self._batches():
+            self._spool.add(batch)
+        self._session.commit()
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        if not self._shape.has("metrics"):
+            return
+        for batch in self._session.batches(_points_sql(self._session, self._shape, [run.id for run in self.runs])):
+            if batch.num_rows:
+                yield pa.RecordBatch.from_arrays(
+                    [_named(batch.column(0)), _named(batch.column(1)), *batch.columns[2:]], names=batch.schema.names
+                )
+
+
+def _named(column: pa.Array) -> pa.Array:
+    return column.cast(pa.utf8()).dictionary_encode()
+
+
+def _points_sql(session: Session, found: Shape, ids: list[str]) -> str:
+    """Points run by run in log order: the order of SQLite's row numbers, of PostgreSQL's places in the table."""
+    step = session.integer("step") if found.has("metrics", "step") else "0"
+    is_nan = session.integer("CAST(is_nan AS integer)") if session.kind == POSTGRESQL else session.integer("is_nan")
+    is_nan = is_nan if found.has("metrics", "is_nan") else "0"
+    order = {SQLITE: "rowid", POSTGRESQL: "ctid"}.get(session.kind, '"timestamp", step')
+    return (
+        f"SELECT {session.text('run_uuid')} AS run, {session.text(_KEY)} AS k, {step} AS step, "
+        f"{session.integer(_TIME)} AS at, {session.real('value')} AS value, {is_nan} AS is_nan "
+        f"FROM metrics WHERE {session.among('run_uuid', ids)} ORDER BY run_uuid, {order}"
+    )
+
+
+_KEY, _TIME = '"key"', '"timestamp"'
+
+
+def _as_points(batch: pa.RecordBatch) -> pa.RecordBatch:
+    run, key, step, at, value, is_nan = batch.columns
+    value, is_nan = value.cast(pa.float64()), pc.fill_null(is_nan, 0).cast(pa.int64())
+    if pc.max(is_nan).as_py():
+        value = pc.if_else(pc.not_equal(is_nan, 0), pa.scalar(math.nan), value)
+    numbers = {"step": step.cast(pa.int64()), "timestamp": at.cast(pa.int64()), "value": value}
+    return points({"run": run, "key": key, **numbers})
+
+
+class _Runs:
+    """The runs of a reading, with all that lies in other tables."""
+
+    def __init__(self, session: Session, found: Shape, refs: Mapping[str, RunRef], losses: list[Loss]) -> None:
+        self.session, self.shape, self.refs, self.losses = session, found, refs, losses
+        self.mine = session.among("run_uuid", list(refs))
+
+    def read(self) -> list[Run]:
+        """In the order of the refs."""
+        rows = self._rows()
+        for id_ in self.refs.keys() - rows.keys():
+            self.losses.append(Loss(id_, "run", "is gone from the database", self.refs[id_].experiment))
+        params, tags, inputs = self._pairs("params"), self._pairs("tags"), self._inputs()
+        return [
+            _run(self.refs[id_], rows[id_], params.get(id_, {}), tags.get(id_, {}), tuple(inputs.get(id_, ())))
+            for id_ in self.refs
+            if id_ in rows
+        ]
+
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        s = self.session
+        words = ["name", "status", "user_id", "lifecycle_stage", "artifact_uri", *_SYSTEM]
+        numbers = ["start_time", "end_time", "deleted_time"]
+        columns = [f"{s.nullable(one)} AS {one}" for one in words if self.shape.has("runs", one)]
+        columns += [f"{s.integer(one)} AS {one}" for one in numbers if self.shape.has("runs", one)]
+        sql = f"SELECT {s.text('run_uuid')} AS id, {', '.join(columns)} FROM runs WHERE {self.mine}"
+        table = s.table(sql)
+        rows = zip(*map(texts, table.columns), strict=True)
+        named = (dict(zip(table.column_names, row, strict=True)) for row in rows)
+        return {
+            row["id"]: {name: unmarked(value) if name in words else value for name, value in row.items()}
+            for row in named
+        }
+
+    def _pairs(self, table: str) -> dict[str, dict[str, str]]:
+        if not self.shape.has(table):
+            return {}
+        s = self.session
+        chosen = f"{s.text('run_uuid')} AS id, {s.text(_KEY)} AS k, COALESCE({s.text('value')}, '') AS v"
+        found: dict[str, dict[str, str]] = {}
+        for id_, key, value in s.rows(f"SELECT {chosen} FROM {table} WHERE {self.mine}"):
+            if not key.startswith(OURS):
+                found.setdefault(id_, {})[key] = value
+        return found
+
+    def _inputs(self) -> dict[str, list[DatasetInput]]:
+        if not self.shape.has("inputs") or not self.shape.has("datasets"):
+            return {}
+        s = self.session
+        words = ["digest", "dataset_source_type", "dataset_source", "dataset_schema", "dataset_profile"]
+        rows = s.rows(
+            f"SELECT {s.text('i.destination_id')} AS id, {s.text('i.input_uuid')} AS uuid, "
+            f"{s.nullable('d.name')} AS n, "
+            + ", ".join(f"{s.nullable(f'd.{one}')} AS {one}" for one in words)
+            + " FROM inputs i LEFT JOIN datasets d ON d.dataset_uuid = i.source_id WHERE i.source_type = 'DATASET' "
+            f"AND i.destination_type = 'RUN' AND {s.among('i.destination_id', list(self.refs))} "
+            "ORDER BY i.destination_id, d.name, d.digest"
+        )
+        tags = self._input_tags([row[1] for row in rows])
+        found: dict[str, list[DatasetInput]] = {}
+        for id_, uuid, *texts_ in rows:
+            name, digest, kind, source, schema, profile = map(unmarked, texts_)
+            if name is None or digest is None:
+                self.losses.append(Loss(id_, f"dataset input {uuid}", "names a dataset that is not in the database"))
+                continue
+            one = DatasetInput(name, digest, kind or "", source or "", schema, profile, tags.get(uuid, {}))
+            found.setdefault(id_, []).append(one)
+        return found
+
+    def _input_tags(self, uuids: list[str]) -> dict[str, dict[str, str]]:
+        if not uuids or not self.shape.has("input_tags"):
+            return {}
+        s = self.session
+        found: dict[str, dict[str, str]] = {}
+        sql = f"SELECT {s.text('input_uuid')} AS id, {s.text('name')} AS k, {s.text('value')} AS v FROM input_tags"
+        for uuid, key, value in s.rows(f"{sql} WHERE {s.among('input_uuid', uuids)}"):
+            found.setdefault(uuid, {})[key] = value
+        return found
+
+
+def _run(
+    ref: RunRef,
+    row: Mapping[str, Any],
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    inputs: tuple[DatasetInput, ...],
+) -> Run:
+    status = row.get("status") or ""
+    return Run(
+        id=ref.id,
+        experiment=ref.experiment,
+        name=row.get("name") or tags.get(_NAME_TAG, ""),
+        origin=ref.origin,
+        stamp=ref.stamp,
+        status=status if status in STATUSES else "FINISHED",
+        status_word="" if status in STATUSES else status,
+        start=row.get("start_time"),
+        end=row.get("end_time"),
+        user=row.get("user_id") or "",
+        deleted=row.get("lifecycle_stage") == "deleted",
+        deleted_at=row.get("deleted_time"),
+        params=params,
+        tags=tags,
+        system={name: row[name] for name in _SYSTEM if row.get(name) is not None},
+        inputs=inputs,
+        artifact_uri=row.get("artifact_uri") or "",
+    )
+
+
+def _experiments(session: Session, found: Shape, oddities: list[Loss]) -> list[Experiment]:
+    s = session
+    optional = {name: found.has("experiments", name) for name in ("creation_time", "last_update_time", "workspace")}
+    created, updated = (
+        s.integer(name) if optional[name] else s.integer("NULL") for name in ("creation_time", "last_update_time")
+    )
+    workspace = f"COALESCE({s.text('workspace')}, 'default')" if optional["workspace"] else "'default'"
+    tags = _experiment_tags(session, found)
+    made = []
+    for id_, name, root, stage, born, changed, space in s.rows(
+        f"SELECT {s.text('experiment_id')} AS id, COALESCE({s.text('name')}, '') AS n, "
+        f"{s.nullable('artifact_location')} AS a, COALESCE({s.text('lifecycle_stage')}, '') AS l, "
+        f"{created} AS c, {updated} AS u, {workspace} AS w "
+        "FROM experiments ORDER BY experiment_id"
+    ):
+        one = Experiment(id_, name, tags.get(id_, {}), born, changed, stage == "deleted", unmarked(root) or "")
+        if space != "default":
+            oddities.append(Loss("", f"workspace {space!r}", "becomes the first part of the experiment's name", id_))
+            one = replace(one, name=f"{space}/{name}")
+        made.append(one)
+    return made
+
+
+def _experiment_tags(session: Session, found: Shape) -> dict[str, dict[str, str]]:
+    if not found.has("experiment_tags"):
+        return {}
+    s = session
+    tags: dict[str, dict[str, str]] = {}
+    chosen = f"{s.text('experiment_id')} AS id, {s.text(_KEY)} AS k, COALESCE({s.text('value')}, '') AS v"
+    for id_, key, value in s.rows(f"SELECT {chosen} FROM experiment_tags"):
+        if not key.startswith(OURS):
+            tags.setdefault(id_, {})[key] = value
+    return tags
+
+
+def _identity(experiments: list[Experiment], refs: list[RunRef]) -> str:
+    """Names the estate wherever its database lies: by its first experiment, or its first run where that tells nothing."""
+    first = min(experiments, key=lambda one: (len(one.id), one.id), default=None)
+    run = "" if first is not None and first.created is not None else next((ref.id for ref in refs), "")
+    text = f"{first.id} {first.created} {run}" if first is not None else run
+    return blake2b(text.encode(), digest_size=8).hexdigest()
