@@ -1,0 +1,1 @@
+"""Figures: mlmigrate beside its peers, in one run on the same stores. Started by scripts/bench."""
