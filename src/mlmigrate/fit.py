@@ -26,6 +26,7 @@ from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Re
 
 NAME_TAG = "mlflow.runName"
 LARGEST = 1.7976931348623157e308
+NAME_TAG = "mlflow.runName"
 OVERFLOW = "mlmigrate"  # the folder of artifacts that hold what a value had no room for
 
 
@@ -75,6 +76,7 @@ def fit_run(run: Run, limits: Limits) -> FittedRun:
         deleted_at=run.deleted_at if limits.deleted_times else None,
     )
     fitting.fields()
+    fitted = fitting.named(fitted)
     return FittedRun(fitted, tuple(fitting.losses), tuple(fitting.overflow))
 
 
@@ -146,6 +148,21 @@ class _RunFitting:
             if not self.limits.holds(record.kind):
                 self.lose(f"{record.kind} {record.id!r}", "the target has no place for it")
         return tuple(record for record in self.run.records if self.limits.holds(record.kind))
+
+    def named(self, run: Run) -> Run:
+        """The run with a name and a start, where the target has none without."""
+        if self.limits.blanks:
+            return run
+        name = run.name or run.id
+        if not run.name:
+            self.lose("name ''", f"became {name!r}: the target names every run")
+        if run.start is None:
+            self.lose("start", "became 1970: the target holds no run without one")
+        tags = dict(run.tags)
+        if tags.get(NAME_TAG, name) != name:
+            self.lose(f"tag {NAME_TAG!r}", f"became {name!r}: the target holds the run's name there")
+            tags[NAME_TAG] = name
+        return replace(run, name=name, start=run.start or 0, tags=tags)
 
     def fields(self) -> None:
         if not self.limits.deleted_times and self.run.deleted_at is not None:

@@ -91,6 +91,7 @@ class Limits:
     distinct_points    True: points equal in all but log order are one
     nulls              points without a step or a time can be held
     negative_times     points before 1970 can be held
+    blanks             runs without a name or a start can be held, and a tag mlflow.runName that is not the name
     micros             parts of a step or of a millisecond can be held
     point_links        the dataset and model columns of points can be held
     types              params keep their type; otherwise they become text
@@ -115,6 +116,7 @@ class Limits:
     distinct_points: bool = False
     nulls: bool = True
     negative_times: bool = True
+    blanks: bool = True
     micros: bool = True
     point_links: bool = True
     types: bool = True

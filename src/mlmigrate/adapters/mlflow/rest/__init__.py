@@ -4,10 +4,13 @@ client     HTTP: typed answers, our errors          wire       what servers say
 auth       who we are to a server                   artifacts  files behind a server
 server     what a server is and can do              histories  points read by the fastest route
 source     a server read                            target     a server written
+place      a pack being written                     writing    the calls that write a run
+uploads    files put behind a server
 """
 
 from __future__ import annotations
 
 from mlmigrate.adapters.mlflow.rest.source import open_source
+from mlmigrate.adapters.mlflow.rest.target import open_target
 
-__all__ = ["open_source"]
+__all__ = ["open_source", "open_target"]

@@ -222,6 +222,12 @@ class Client:
         with self._answer("PUT", path, None, body, headers) as response:
             response.drain_conn()
 
+    def send(self, path: str, params: Params, data: bytes) -> None:
+        """Posts bytes. One request, whatever comes of it."""
+        headers = {"Content-Type": "application/octet-stream"}
+        with self._answer("POST", path, params, data, headers) as response:
+            response.drain_conn()
+
     def shown(self, path: str) -> str:
         """Where a request goes, for messages."""
         return f"{self.login.base}/{path.lstrip('/')}"

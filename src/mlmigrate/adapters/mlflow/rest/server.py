@@ -48,6 +48,7 @@ class Server:
             distinct_points=True,
             nulls=False,
             negative_times=False,
+            blanks=False,
             micros=False,
             point_links=False,
             types=False,

@@ -44,6 +44,7 @@ LARGEST_PAGE = 1000
 EXPERIMENTS_PER_SEARCH = 100
 IDS_PER_SEARCH = 100
 ORDER = ["attributes.start_time ASC", "attributes.run_id ASC"]
+SURPLUS_TAG = OURS + "surplus"  # a run that lost answers made twice; it is deleted, and nobody's
 ALIVE = ("RUNNING", "SCHEDULED")
 
 
@@ -86,7 +87,7 @@ class RestSource:
         for runs in run_pages(self._client, experiments):
             for run in runs:
                 # pages are offsets: a run that goes away meanwhile shifts them
-                if run.id not in seen:
+                if run.id not in seen and SURPLUS_TAG not in run.tags:
                     seen.add(run.id)
                     yield run
 

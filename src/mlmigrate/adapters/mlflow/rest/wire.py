@@ -191,6 +191,16 @@ class ServerInfo(msgspec.Struct, frozen=True):
     store_type: str = ""
 
 
+class Anything(msgspec.Struct, frozen=True):
+    """An answer that says no more than that it was done."""
+
+
+class Made(msgspec.Struct, frozen=True):
+    """The experiment that was made."""
+
+    experiment_id: str = ""
+
+
 class Problem(msgspec.Struct, frozen=True):
     """How a server says no."""
 
