@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from mlmigrate.adapters import registry
 from mlmigrate.adapters.base import Context, Limits, Reading, Source
 from mlmigrate.engine import default_workers
@@ -29,6 +31,7 @@ from mlmigrate.steps import Steps
 from mlmigrate.survey import Job, wanted_experiments, wanted_refs
 
 CHUNK = 1 << 20
+Weight = tuple[int | None, str | None]  # a file's size in bytes and its sha256, where known
 LINE = 60  # characters of a value in a finding
 ID_TAGS = (PARENT_TAG, "mlflow.rootRunId", "mlflow.log-model.history")  # their values name runs by id
 
@@ -48,6 +51,7 @@ class Verdict:
     size: int
     findings: tuple[Finding, ...]
     losses: tuple[Loss, ...]
+    records: int = 0
 
 
 def verify(
@@ -73,6 +77,7 @@ def verify(
         try:
             with ThreadPoolExecutor(workers or default_workers()) as pool:
                 comparison.compare(pool)
+                comparison.compare_records()
         except BaseException:
             both.steps.stop.set()
             raise
@@ -128,7 +133,7 @@ class _Sides:
 
     runs: dict[str, Run]
     sums: Sums = field(default_factory=Sums)
-    artifacts: dict[str, dict[str, tuple[int | None, str | None]]] = field(default_factory=dict)
+    artifacts: dict[str, dict[str, Weight]] = field(default_factory=dict)
     points: int = 0
     size: int = 0
     losses: tuple[Loss, ...] = ()
@@ -145,7 +150,8 @@ class _Comparison:
         self.target_ids: dict[str, str] = {}
         self._there_names: dict[str, str] = {}
         self.equal = self.differs = self.missing = self.extra = self.unreadable = 0
-        self.points = self.artifacts = self.size = 0
+        self.points = self.artifacts = self.size = self.records = 0
+        self.record_refs: tuple[list[RunRef], list[RunRef]] = ([], [])
 
     @property
     def expected_points(self) -> int:
@@ -160,13 +166,11 @@ class _Comparison:
         self._there_names = {one.id: one.name for one in there.values()}
         for wanted in self.experiments.values():
             self._experiment(wanted, there.get(wanted.name))
-        refs = [
-            ref
-            for ref in wanted_refs(self.both.source, self.both.recipe, self.both.steps, self.experiments)
-            if ref.kind == "run"
-        ]
-        targets = {ref.id: ref for ref in steps.do("runs", lambda: list(self.both.there.refs())) if ref.kind == "run"}
-        for ref in refs:
+        refs = list(wanted_refs(self.both.source, self.both.recipe, steps, self.experiments))
+        found = steps.do("runs", lambda: list(self.both.there.refs()))
+        self.record_refs = (_of_kind(refs, "records"), _of_kind(found, "records"))
+        targets = {ref.id: ref for ref in _of_kind(found, "run")}
+        for ref in _of_kind(refs, "run"):
             self._match(ref, targets)
         if not self.both.arrived:
             self._extra(targets)
@@ -219,6 +223,36 @@ class _Comparison:
                     self._settle(pack, *outcome)
             waiting = halves
 
+    def compare_records(self) -> None:
+        """What belongs to no run: models, traces and the like, where the target can hold them."""
+        here, there = self.record_refs
+        if not here or not self.both.recipe.limits.records:
+            return
+        meant, files = self._records(here, self.both.source, self.both.recipe)
+        plain = Recipe(self.both.recipe.selection, Rules(), Limits())
+        found, found_files = self._records(there, self.both.there, plain)
+        self.records += len(meant)
+        for (kind, name), body in meant.items():
+            if not _same_record(body, found.get((kind, name))):
+                said = "not there" if (kind, name) not in found else "another"
+                self._find(Finding("*", "", "", f"{kind} {name}", "there", said))
+        for at, weight in files.items():
+            if at not in found_files or not _same_file(weight, found_files[at]):
+                self._find(Finding("*", "", "", f"artifact {at[0]}/{at[1]}", _file(weight), "not there or another"))
+
+    def _records(
+        self, refs: Sequence[RunRef], source: Source, recipe: Recipe
+    ) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], Weight]]:
+        bodies: dict[tuple[str, str], str] = {}
+        files: dict[tuple[str, str], Weight] = {}
+        for ref in refs:
+            with source.read([ref]) as reading:
+                contents = Contents(reading, recipe)
+                files |= {(one.owner, one.path): self._weight(one) for one in contents.artifacts()}
+                bodies |= {(one.kind, one.id): one.body for one in contents.records()}
+                self.losses += contents.losses
+        return bodies, files
+
     def _again(self, pack: Pack, error: MigrateError) -> Sequence[Pack]:
         if len(pack.refs) > 1:
             return pack.halves
@@ -258,8 +292,10 @@ class _Comparison:
         return sides
 
     def _weigh(self, artifact: Artifact, sides: _Sides) -> None:
-        weight = _read(artifact) if self.download else (artifact.size, artifact.sha256)
-        sides.artifacts.setdefault(artifact.owner, {})[artifact.path] = weight
+        sides.artifacts.setdefault(artifact.owner, {})[artifact.path] = self._weight(artifact)
+
+    def _weight(self, artifact: Artifact) -> Weight:
+        return _read(artifact) if self.download else (artifact.size, artifact.sha256)
 
     def _settle(self, pack: Pack, here: _Sides, there: _Sides) -> None:
         self.points += here.points
@@ -334,8 +370,8 @@ class _Comparison:
     def _files(
         self,
         ref: RunRef,
-        meant: Mapping[str, tuple[int | None, str | None]],
-        found: Mapping[str, tuple[int | None, str | None]],
+        meant: Mapping[str, Weight],
+        found: Mapping[str, Weight],
     ) -> Iterator[Finding]:
         for path in sorted(meant.keys() | found.keys()):
             if path not in found:
@@ -373,12 +409,27 @@ class _Comparison:
             size=self.size,
             findings=tuple(self.findings),
             losses=tuple(self.losses),
+            records=self.records,
         )
 
 
 def _entries(role: str, meant: Mapping[str, str], found: Mapping[str, str]) -> Iterator[tuple[str, object, object]]:
     for key in sorted(meant.keys() | found.keys()):
         yield f"{role} {key}", meant.get(key), found.get(key)
+
+
+def _of_kind(refs: Sequence[RunRef], kind: str) -> list[RunRef]:
+    return [ref for ref in refs if ref.kind == kind]
+
+
+def _same_record(meant: str, found: str | None) -> bool:
+    """Equal, or with more fields in the target: a newer schema has columns that the source did not know."""
+    if found is None or meant == found:
+        return found is not None
+    here, there = (msgspec.json.decode(body) for body in (meant, found))
+    if not isinstance(here, dict) or not isinstance(there, dict):
+        return bool(here == there)
+    return all(name in there and there[name] == value for name, value in here.items())
 
 
 def _texts(params: Mapping[str, object]) -> dict[str, str]:
@@ -405,7 +456,7 @@ def _inputs(run: Run) -> list[tuple[object, ...]]:
     return sorted(found, key=repr)
 
 
-def _read(artifact: Artifact) -> tuple[int | None, str | None]:
+def _read(artifact: Artifact) -> Weight:
     """Size and sha256 of the bytes, read now."""
     digest, size = hashlib.sha256(), 0
     with artifact.open() as stream:
@@ -415,12 +466,12 @@ def _read(artifact: Artifact) -> tuple[int | None, str | None]:
     return size, digest.hexdigest()
 
 
-def _same_file(a: tuple[int | None, str | None], b: tuple[int | None, str | None]) -> bool:
+def _same_file(a: Weight, b: Weight) -> bool:
     sizes = a[0] is None or b[0] is None or a[0] == b[0]
     return sizes and (a[1] is None or b[1] is None or a[1] == b[1])
 
 
-def _file(one: tuple[int | None, str | None]) -> str:
+def _file(one: Weight) -> str:
     return f"{one[0]} bytes" + (f", sha256 {one[1][:12]}" if one[1] else "")
 
 
