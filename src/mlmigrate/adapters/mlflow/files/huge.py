@@ -62,7 +62,7 @@ def stream(file: MetricFile, losses: list[Loss]) -> Iterator[Columns]:
     """The points of a file in order, each once."""
     rise = _Rise()
     repeats: I64 | None = None
-    row = bad = again = 0
+    row = bad = again = linked = 0
     try:
         for columns, flaws in _chunks(file.place):
             losses += [_bad(file, flaw) for flaw in flaws[: max(0, 10 - bad)]]
@@ -70,6 +70,7 @@ def stream(file: MetricFile, losses: list[Loss]) -> Iterator[Columns]:
             if repeats is None and not rise.add(columns):
                 repeats = _repeats(file.place)
             kept = columns if repeats is None else _without(columns, repeats - row)
+            linked += _linked(columns) - _linked(kept)
             row, again = row + len(columns), again + len(columns) - len(kept)
             yield kept
     except OSError as error:
@@ -78,10 +79,18 @@ def stream(file: MetricFile, losses: list[Loss]) -> Iterator[Columns]:
         losses.append(Loss(file.run, f"metric {file.key!r}", f"{bad - 10} more lines cannot be read", file.experiment))
     if again:
         losses.append(Loss(file.run, f"metric {file.key!r}", REPEATED.format(f"{again} lines are"), file.experiment))
+    if linked:
+        because = f"{linked} of these name a dataset; that of the first line is kept, in so large a file"
+        losses.append(Loss(file.run, f"metric {file.key!r}", because, file.experiment))
 
 
 def _bad(file: MetricFile, flaw: Bad) -> Loss:
     return Loss(file.run, f"metric {file.key!r}, line {flaw.number}", flaw.because, file.experiment)
+
+
+def _linked(columns: Columns) -> int:
+    """How many points have a dataset."""
+    return 0 if columns.name is None else len(columns) - int(columns.name.null_count)
 
 
 def _without(columns: Columns, rows: I64) -> Columns:
