@@ -191,10 +191,15 @@ class Adapter(Message, frozen=True, tag="adapter"):
     about: str
 
 
-class ArchivedFile(Message, frozen=True, tag="file"):
-    """A file of a run in an archive, or a run of it (then `path` is empty)."""
+class Archived(Message, frozen=True, tag="archived"):
+    """A run of an archive (then `path` is empty), or a file of one."""
 
-    text: str
+    experiment: str
+    id: str
+    name: str
+    path: str
+    points: int
+    bytes: int
 
 
 class Removed(Message, frozen=True, tag="removed"):

@@ -10,6 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from unicodedata import combining, east_asian_width
 
 from mlmigrate.address import hide_secrets
 from mlmigrate.events import Failure
@@ -27,7 +28,8 @@ MILLION = 1_000_000
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
-_DETAIL = re.compile(r"""'[^']*'|"[^"]*"|\d[\d,.]*""")
+# what differs among losses of one kind
+_DETAIL = re.compile(r"""'[^']*'|"[^"]*"|\S*[/\\]\S*|\b[0-9a-f]{8,}\b|\d[\d,.]*""")
 
 
 def escape(text: str) -> str:
@@ -69,20 +71,35 @@ def several(number: int, noun: str) -> str:
 
 def plural(noun: str) -> str:
     """The plural of the nouns that losses are about."""
+    if noun.endswith("s"):
+        return noun
     return noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Columns wide enough for all; those numbered in `right` stand to the right. Cells are escaped."""
     cells = [[escape(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     return [
         "   ".join(
-            cell.rjust(width) if number in right else cell.ljust(width)
+            _padded(cell, width, right=number in right)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
     ]
+
+
+def _padded(cell: str, width: int, *, right: bool) -> str:
+    space = " " * (width - _width(cell))
+    return space + cell if right else cell + space
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    wide = sum(east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(combining(letter) != 0 for letter in text)
 
 
 # transfer
@@ -144,7 +161,8 @@ def _closing(report: Report, job: Job, *, strict: bool) -> str:
         return f"{whole}, but {several(len(report.losses), 'thing')} {_was(len(report.losses))} lost (--strict)."
     if job.target.kind == "archive":
         gone = len(report.losses)
-        return f"{whole} ({size(report.size)}, {duration(report.seconds)}). {several(gone, 'thing')} lost."
+        new = size(report.size) if report.copied else "nothing new"
+        return f"{whole} ({new}, {duration(report.seconds)}). {several(gone, 'thing')} lost."
     return f"{whole}. To check {'it' if report.runs == 1 else 'them'}: {command('verify', job)}"
 
 
@@ -186,8 +204,9 @@ def grouped(losses: Sequence[Loss]) -> Iterator[str]:
 
 def _kind(noun: str, count: int, loss: Loss) -> str:
     if count == 1:
-        return escape(f"{loss.what}{_of(loss)}: {loss.because}")
-    return escape(f"{plural(noun)}: {loss.because}, e.g. {loss.what}{_of(loss)}")
+        return escape(f"{loss.what}{_of(loss)}   {loss.because}")
+    example = loss.what.removeprefix(noun).strip()
+    return escape(f"{plural(noun)}   {loss.because}" + (f", e.g. {example}{_of(loss)}" if example else ""))
 
 
 def _of(loss: Loss) -> str:
@@ -247,19 +266,27 @@ def _rules(rules: Sequence[tuple[str, int]]) -> Iterator[str]:
 
 def found(finding: Finding) -> str:
     """One difference: its mark, where it is, and what each place holds."""
-    where = f"{finding.experiment}/{finding.what}" if finding.run else f"{finding.experiment}   {finding.what}"
-    return escape(f"{finding.mark} {where:<60}   {_values(finding)}".rstrip())
+    where = "/" if finding.run else "   "
+    what = f"{finding.experiment}{where}{finding.what}" if finding.experiment else finding.what
+    return escape(f"{finding.mark} {what:<60}   {_values(finding)}".rstrip())
 
 
 def _values(finding: Finding) -> str:
-    both = (finding.source, finding.target)
-    if both == ("there", "not there"):
-        return "not there"
-    if both == ("not there", "there"):
-        return "only there"
-    if not all(both):
-        return finding.source or finding.target
-    return f"{_long(finding.source)} here, {_long(finding.target)} there"
+    source, target = _long(finding.source), _long(finding.target)
+    match finding.source, finding.target:
+        case "there", "not there":
+            return "not there"
+        case "not there", "there":
+            return "only there"
+        case "not there", _:
+            return f"not here, {target} there"
+        case _, "not there":
+            return f"{source} here, not there"
+        case "", _:
+            return target
+        case _, "":
+            return source
+    return f"{source} here, {target} there"
 
 
 def _long(text: str, most: int = 60) -> str:

@@ -30,12 +30,25 @@ def _place(text: str) -> str:
 @options.takes(options.JSON)
 def ls(archive: str, run: str, chosen: Chosen) -> int:
     """What is in it."""
-    from mlmigrate import messages
+    from mlmigrate import messages, report
     from mlmigrate.archive import tools
     from mlmigrate.cli.output import tell
 
-    lines = [str(line) for line in tools.ls(_place(archive), run)]
-    tell(chosen, lines, [messages.ArchivedFile(text=line) for line in lines])
+    listed = list(tools.ls(_place(archive), run))
+    rows: list[tuple[str, ...]]
+    if run:
+        rows = [("path", "size"), *((one.path, report.size(one.size)) for one in listed)]
+    else:
+        rows = [("experiment", "run", "name", "points", "size")]
+        rows += [(one.experiment, one.run, one.name, f"{one.points:,}", report.size(one.size)) for one in listed]
+    told = [
+        messages.Archived(
+            experiment=one.experiment, id=one.run, name=one.name, path=one.path, points=one.points, bytes=one.size
+        )
+        for one in listed
+    ]
+    end = f"{report.several(len(listed), 'file' if run else 'run')}."
+    tell(chosen, [*report.table(rows, right=(len(rows[0]) - 1, 3)), end], told)
     return 0
 
 
@@ -101,21 +114,23 @@ def check(archive: str, chosen: Chosen) -> int:
     from mlmigrate.archive import tools
     from mlmigrate.cli.output import tell
 
-    found = 0
+    damaged = left = 0
     for finding in tools.check(_place(archive)):
-        found += 1
+        damaged += finding.mark != "-"
+        left += finding.mark == "-"
         tell(chosen, [report.found(finding)], [progress.finding_message(finding)])
-    if not chosen.json:
-        tell(
-            chosen,
-            [
-                f"{report.several(found, 'thing')} of {archive} {'is' if found == 1 else 'are'} damaged."
-                if found
-                else f"All of {archive} is as it was written."
-            ],
-            [],
-        )
-    return DAMAGED if found else 0
+    lines = (
+        [f"{report.several(left, 'file')} named by no commit: mlmigrate archive prune drops what is old."]
+        if left
+        else []
+    )
+    lines += [
+        f"{report.several(damaged, 'thing')} in {archive} damaged."
+        if damaged
+        else f"All of {archive} is as it was written."
+    ]
+    tell(chosen, lines, [])
+    return DAMAGED if damaged else 0
 
 
 @click.command(

@@ -20,9 +20,9 @@ from mlmigrate.cli.options import Chosen
         "report --report copy.txt",
     ),
 )
-@click.argument("ledger", required=False, type=options.file())
+@click.argument("file", required=False, type=options.file(), metavar="[LEDGER]")
 @options.takes(options.JSON, options.REPORT)
-def command(ledger: Path | None, chosen: Chosen) -> int:
+def command(file: Path | None, chosen: Chosen) -> int:
     """What happened."""
     from mlmigrate import ledger as ledgers
     from mlmigrate import progress, report
@@ -31,7 +31,7 @@ def command(ledger: Path | None, chosen: Chosen) -> int:
     from mlmigrate.cli.output import tell
     from mlmigrate.cli.status import ledger_of, message
 
-    file = ledger_of(ledger)
+    file = ledger_of(file)
     state, failures, losses = ledgers.state(file), ledgers.failures(file), ledgers.losses(file)
     lines = report.history(state, failures, losses)
     told = [*map(progress.failure_message, failures), *map(progress.loss_message, losses), message(state)]

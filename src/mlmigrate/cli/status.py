@@ -26,12 +26,12 @@ if TYPE_CHECKING:
         "status --ids",
     ),
 )
-@click.argument("ledger", required=False, type=options.file())
+@click.argument("file", required=False, type=options.file(), metavar="[LEDGER]")
 @click.option("--failures", is_flag=True, help="The runs that did not arrive, and why.")
 @click.option("--losses", is_flag=True, help="Everything that did not arrive as it was.")
 @click.option("--ids", is_flag=True, help="Where each run arrived: its origin, and its id in the target.")
 @options.takes(options.JSON)
-def command(ledger: Path | None, chosen: Chosen, *, failures: bool, losses: bool, ids: bool) -> int:
+def command(file: Path | None, chosen: Chosen, *, failures: bool, losses: bool, ids: bool) -> int:
     """How far a copy is."""
     import time
 
@@ -39,7 +39,7 @@ def command(ledger: Path | None, chosen: Chosen, *, failures: bool, losses: bool
     from mlmigrate.cli.output import tell
     from mlmigrate.ledger import state
 
-    file = ledger_of(ledger)
+    file = ledger_of(file)
     if failures or losses or ids:
         lines, told = _details(file, failures=failures, losses=losses, ids=ids)
         tell(chosen, lines, told)
