@@ -1,0 +1,119 @@
+"""A proxy that makes faults on the way to a server, each on the requests that a rule picks."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+LOST = "the answer is lost after the server has done it"
+BEFORE = "the connection breaks before the server has seen it"
+ERROR_AFTER = "500 after the server has done it"
+BUSY = "429 with Retry-After, not done"
+TRUNCATED = "half of the answer"
+HTML = "a login page with status 200, not done"
+TWICE = "the request reaches the server twice"
+HANG = "no answer for longer than anyone waits"
+
+Rule = Callable[[int, str, str], str | None]  # number of the request from 1, method, path -> fault
+
+
+class Proxy:
+    """Before the server at `target`. `rule` says which fault a request meets; `seen` lists the requests."""
+
+    def __init__(self, target: str, rule: Rule = lambda number, method, path: None) -> None:
+        self.target, self.rule = urlsplit(target), rule
+        self.seen: list[tuple[str, str]] = []
+        self.made = 0
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def fault_of(self, method: str, path: str) -> str | None:
+        with self._lock:
+            self.seen.append((method, path))
+            fault = self.rule(len(self.seen), method, path)
+            self.made += fault is not None
+            return fault
+
+    def forward(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, list, bytes]:
+        there = http.client.HTTPConnection(self.target.hostname, self.target.port, timeout=60)
+        try:
+            there.request(method, path, body, headers)
+            answer = there.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        finally:
+            there.close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def handle_one(self) -> None:
+                body = self._body()
+                fault = proxy.fault_of(self.command, self.path)
+                if fault == BEFORE:
+                    return self._break()
+                if fault == BUSY:
+                    return self._answer(429, [("Retry-After", "0.1")], b"slow down")
+                if fault == HTML:
+                    return self._answer(200, [("Content-Type", "text/html")], b"<!doctype html><p>Log in")
+                if fault == HANG:
+                    time.sleep(30)
+                    return self._break()
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "transfer-encoding", "connection")}
+                if fault == TWICE:
+                    proxy.forward(self.command, self.path, body, headers)
+                status, answered, data = proxy.forward(self.command, self.path, body, headers)
+                if fault == LOST:
+                    return self._break()
+                if fault == ERROR_AFTER:
+                    return self._answer(500, [], b"oops")
+                kept = [(k, v) for k, v in answered if k.lower() in ("content-type", "location", "retry-after")]
+                return self._answer(status, kept, data, cut=fault == TRUNCATED)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one
+
+            def _body(self) -> bytes:
+                if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                    parts = []
+                    while size := int(self.rfile.readline(), 16):
+                        parts.append(self.rfile.read(size))
+                        self.rfile.readline()
+                    self.rfile.readline()
+                    return b"".join(parts)
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+            def _answer(self, status: int, headers: list, data: bytes, *, cut: bool = False) -> None:
+                self.send_response(status)
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2] if cut else data)
+                if cut:
+                    self._break()
+
+            def _break(self) -> None:
+                self.close_connection = True
+                try:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+            def log_message(self, *args) -> None: ...
+
+        return Handler
