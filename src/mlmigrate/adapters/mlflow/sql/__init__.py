@@ -1,5 +1,6 @@
 """MLflow backend databases: SQLite and PostgreSQL through ADBC, others through SQLAlchemy."""
 
 from mlmigrate.adapters.mlflow.sql.source import open_source
+from mlmigrate.adapters.mlflow.sql.target import open_target
 
-__all__ = ["open_source"]
+__all__ = ["open_source", "open_target"]

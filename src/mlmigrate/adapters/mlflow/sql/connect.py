@@ -65,10 +65,10 @@ class Session:
         """All rows at once, as Python values."""
         return list(zip(*[texts(column) for column in self.table(sql).columns], strict=True))
 
-    def execute(self, sql: str) -> None:
+    def execute(self, sql: str, values: tuple[str, ...] | None = None) -> None:
         """Does what `sql` says; rows it may give are not wanted."""
         with self._connection.cursor() as cursor:
-            cursor.execute(sql)
+            cursor.execute(sql, values)
 
     def ingest(self, table: str, rows: pa.Table | pa.RecordBatchReader, *, temporary: bool = False) -> None:
         """Appends `rows` to a table, or makes a temporary one of them."""
@@ -135,9 +135,9 @@ class OtherSession(Session):
         columns = list(zip(*result.fetchall(), strict=True)) or [()] * len(names)
         return pa.table([_array(column) for column in columns], names=names)
 
-    def execute(self, sql: str) -> None:
+    def execute(self, sql: str, values: tuple[str, ...] | None = None) -> None:
         """Does what `sql` says."""
-        self._connection.exec_driver_sql(sql)
+        self._connection.exec_driver_sql(sql, values)
 
     def close(self) -> None:
         """Ends the transaction and the connection."""
@@ -188,11 +188,9 @@ class Database:
         with explained(self.shown):
             if self.kind == POSTGRESQL:
                 return Session(POSTGRESQL, adbc_driver_postgresql.dbapi.connect(self.place))
-            connection = adbc_driver_sqlite.dbapi.connect(self.uri("rwc"), autocommit=True)
-            session = Session(SQLITE, connection)
+            session = Session(SQLITE, adbc_driver_sqlite.dbapi.connect(self.uri("rwc")))
             for pragma in (f"busy_timeout = {LOCKED}", "cache_size = -65536"):
                 session.table(f"PRAGMA {pragma}")
-            connection.adbc_connection.set_autocommit(False)
             return session
 
     def uri(self, mode: str) -> str:
@@ -246,10 +244,8 @@ class Database:
 
     def _open_sqlite(self) -> Session:
         uri = self.uri("ro") + ("&immutable=1" if self.immutable else "")
-        connection = adbc_driver_sqlite.dbapi.connect(uri, autocommit=True)
-        session = Session(SQLITE, connection)
+        session = Session(SQLITE, adbc_driver_sqlite.dbapi.connect(uri))
         session.table(f"PRAGMA busy_timeout = {LOCKED}")
-        connection.adbc_connection.set_autocommit(False)
         session.table("SELECT count(*) FROM sqlite_master")  # from here on it is one moment
         return session
 

@@ -419,7 +419,7 @@ def _experiment_tags(session: Session, found: Shape) -> dict[str, dict[str, str]
 
 
 def _identity(experiments: list[Experiment], refs: list[RunRef]) -> str:
-    """Names the estate wherever its database lies: by its first experiment, or its first run where that tells nothing."""
+    """Names the estate wherever it lies: by its first experiment, or its first run where that tells nothing."""
     first = min(experiments, key=lambda one: (len(one.id), one.id), default=None)
     run = "" if first is not None and first.created is not None else next((ref.id for ref in refs), "")
     text = f"{first.id} {first.created} {run}" if first is not None else run
