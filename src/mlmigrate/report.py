@@ -205,8 +205,11 @@ def grouped(losses: Sequence[Loss]) -> Iterator[str]:
 def _kind(noun: str, count: int, loss: Loss) -> str:
     if count == 1:
         return escape(f"{loss.what}{_of(loss)}   {loss.because}")
-    example = loss.what.removeprefix(noun).strip()
-    return escape(f"{plural(noun)}   {loss.because}" + (f", e.g. {example}{_of(loss)}" if example else ""))
+    example = loss.what.removeprefix("the ").removeprefix(noun).strip() or loss.run
+    return escape(
+        f"{plural(noun)}   {loss.because}"
+        + (f", e.g. {example}{_of(loss) if example != loss.run else ''}" if example else "")
+    )
 
 
 def _of(loss: Loss) -> str:
@@ -214,7 +217,7 @@ def _of(loss: Loss) -> str:
 
 
 def _noun(what: str) -> str:
-    word = what.partition(" ")[0]
+    word = what.removeprefix("the ").removeprefix("a ").partition(" ")[0]
     return word if word.isalpha() and word.isascii() else "thing"
 
 
@@ -274,18 +277,14 @@ def found(finding: Finding) -> str:
 def _values(finding: Finding) -> str:
     source, target = _long(finding.source), _long(finding.target)
     match finding.source, finding.target:
-        case "there", "not there":
-            return "not there"
-        case "not there", "there":
-            return "only there"
+        case ("there", "not there") | ("not there", "there"):
+            return "not there" if finding.source == "there" else "only there"
         case "not there", _:
             return f"not here, {target} there"
         case _, "not there":
             return f"{source} here, not there"
-        case "", _:
-            return target
-        case _, "":
-            return source
+        case ("", _) | (_, ""):
+            return source or target
     return f"{source} here, {target} there"
 
 

@@ -12,7 +12,7 @@ from mlmigrate.cli.options import Chosen
 if TYPE_CHECKING:
     from mlmigrate.messages import Adapter
 
-INSIDE = ("merged",)  # several sources at once; nobody names it
+INSIDE = ("memory", "merged")  # nobody names these: tests, and several sources at once
 
 
 @click.command("adapters", **options.help_of("What each kind of place can do.", "adapters", "adapters --json"))

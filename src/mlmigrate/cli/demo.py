@@ -62,7 +62,7 @@ def _closing(at: Path | None, worst: int) -> str:
     if worst:
         return "Something went wrong; the lines above say what."
     where = f" All of it is in {at}." if at else ""
-    return f"The estate went into an archive and out again into a database, and nothing was lost on the way.{where}"
+    return f"The estate went into an archive and out of it into a database, and both were verified.{where}"
 
 
 @contextmanager

@@ -33,5 +33,5 @@ def command(places: tuple[str, ...], chosen: Chosen) -> int:
     from mlmigrate.cli.jobs import job_of, must_be_archive
 
     job = job_of(places, chosen)
-    must_be_archive(job.target, "TARGET")
+    must_be_archive(job.target, "the target of export")
     return carry(job, chosen)

@@ -34,5 +34,5 @@ def command(archive: str, target: str, chosen: Chosen) -> int:
     from mlmigrate.cli.jobs import job_of, must_be_archive
 
     job = job_of((archive, target), chosen)
-    must_be_archive(job.source, "ARCHIVE")
+    must_be_archive(job.source, "the source of import")
     return carry(job, chosen)

@@ -99,9 +99,8 @@ def selection_of(chosen: Chosen) -> Selection:
 def must_be_archive(place: Address, name: str) -> None:
     """Raises UsageError for a place of another kind."""
     if place.kind != "archive":
-        other = "export" if name == "TARGET" else "import"
         raise UsageError(
-            f"{place.shown} is not an archive, and {name} of {other} is one.",
+            f"{place.shown} is not an archive, and {name} must be one.",
             "From any place into any other: mlmigrate copy SOURCE TARGET",
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -219,10 +220,12 @@ def takes(*groups: tuple[Decorator, ...]) -> Callable[[Callable[..., int]], Comm
     """A command that takes these options, as one value `chosen`."""
 
     def decorate(command: Callable[..., int]) -> Command:
+        own = signature(command).parameters.keys()  # its arguments, and options that no other command has
+
         @functools.wraps(command)
         def called(**given: Any) -> int:  # noqa: ANN401  click gives what was declared
-            rest = {name: value for name, value in given.items() if name not in _FIELDS}
-            return command(chosen=chosen_of(given), **rest)
+            rest = {name: value for name, value in given.items() if name in own}
+            return command(chosen=chosen_of({name: given[name] for name in given.keys() - own}), **rest)
 
         taking: Command = called
         for group in reversed(groups):
@@ -233,12 +236,9 @@ def takes(*groups: tuple[Decorator, ...]) -> Callable[[Callable[..., int]], Comm
     return decorate
 
 
-_FIELDS = frozenset(field.name for field in fields(Chosen))
-
-
 def chosen_of(given: Mapping[str, Any]) -> Chosen:
     """What was chosen; what was not takes its default."""
-    return Chosen(**{name: value for name, value in given.items() if name in _FIELDS and value is not None})
+    return Chosen(**{name: value for name, value in given.items() if value is not None})
 
 
 def help_of(what: str, *examples: str) -> dict[str, Any]:

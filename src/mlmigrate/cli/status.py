@@ -86,8 +86,8 @@ def message(state: State) -> Message:
     return messages.Status(
         source=state.source,
         target=state.target,
-        started=state.started,
-        ended=state.ended,
+        started=round(state.started, 3),
+        ended=state.ended and round(state.ended, 3),
         pid=state.pid,
         runs=state.runs,
         copied=state.copied,
