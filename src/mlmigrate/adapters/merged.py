@@ -255,9 +255,7 @@ class Copy:
         """Whether both hold the same, wherever they lie; of artifacts paths and sizes are compared."""
         if self.stamp and self.stamp == other.stamp:
             return True
-        mine, theirs = (
-            (_placeless(copy.run), copy.points, copy.artifacts, copy.records) for copy in (self, other)
-        )
+        mine, theirs = ((_placeless(copy.run), copy.points, copy.artifacts, copy.records) for copy in (self, other))
         return mine == theirs
 
     @property

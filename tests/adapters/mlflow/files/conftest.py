@@ -40,7 +40,9 @@ class Store:
         self.put(f"{id}/meta.yaml", yaml_of(fields))
         return id
 
-    def run(self, id: str = RUN, experiment: str = "1", files: dict[str, str | bytes] | None = None, **more: object) -> str:
+    def run(
+        self, id: str = RUN, experiment: str = "1", files: dict[str, str | bytes] | None = None, **more: object
+    ) -> str:
         fields = {
             "artifact_uri": f"file:///elsewhere/mlruns/{experiment}/{id}/artifacts",
             "end_time": 1700000001000,
@@ -106,8 +108,10 @@ def tree_hash(root: Path) -> str:
         for name in sorted(files):
             path = Path(place, name)
             told = path.lstat()
-            digest.update(f"{path.relative_to(root)}\0{told.st_mtime_ns}\0{told.st_size}\n".encode("utf-8", "surrogateescape"))
-            digest.update(os.readlink(path).encode() if path.is_symlink() else path.read_bytes())
+            digest.update(
+                f"{path.relative_to(root)}\0{told.st_mtime_ns}\0{told.st_size}\n".encode("utf-8", "surrogateescape")
+            )
+            digest.update(str(path.readlink()).encode() if path.is_symlink() else path.read_bytes())
     return digest.hexdigest()
 
 

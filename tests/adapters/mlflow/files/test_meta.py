@@ -11,7 +11,9 @@ from mlmigrate.adapters.mlflow.files import meta
 
 KEYS = st.sampled_from(["run_id", "name", "status", "tags", "artifact_uri", "on", "null", "x"])
 VALUES = st.one_of(
-    st.sampled_from(["null", "~", "[]", "{}", "''", "yes", "No", "0b11", "0x1f", "017", "1_000", "1:30", "1e5", "1.5e+3"]),
+    st.sampled_from(
+        ["null", "~", "[]", "{}", "''", "yes", "No", "0b11", "0x1f", "017", "1_000", "1:30", "1e5", "1.5e+3"]
+    ),
     st.from_regex(r"[0-9a-f]{1,34}", fullmatch=True),
     st.from_regex(r"-?[0-9_]{1,22}", fullmatch=True),
     st.from_regex(r"'[ -~]{0,12}'", fullmatch=True),
@@ -72,7 +74,9 @@ def test_of_a_torn_meta_the_whole_lines_are_kept():
 
 
 def test_a_bomb_of_aliases_is_refused_at_once():
-    bomb = "a: &a [x, x]\n" + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n" for n in range(24))
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n" for n in range(24)
+    )
     begun = time.monotonic()
     assert meta.parse(bomb.encode()).flaw == "holds YAML aliases"
     assert time.monotonic() - begun < 1

@@ -32,7 +32,9 @@ def counter():
     return module
 
 
-@pytest.fixture(scope="module", params=NAMES or [pytest.param("", marks=pytest.mark.skip("no real stores at ../shared/data"))])
+@pytest.fixture(
+    scope="module", params=NAMES or [pytest.param("", marks=pytest.mark.skip("no real stores at ../shared/data"))]
+)
 def unpacked(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     with tarfile.open(SHARED / "data" / f"{request.param}.tar.gz") as tar:
@@ -61,7 +63,9 @@ def content(points, params, tags):
 def test_every_count_is_the_independent_one(unpacked, seen):
     name, _ = unpacked
     found, _ = seen
-    counts = collections.defaultdict(int, json.loads((SHARED / "data" / "counts" / f"{name}.json").read_text())["counts"])
+    counts = collections.defaultdict(
+        int, json.loads((SHARED / "data" / "counts" / f"{name}.json").read_text())["counts"]
+    )
     own = [key for key in found.artifacts if not key[0].startswith("@")]
     kinds = collections.Counter(record.kind for record in found.records)
     outputs = sum(record.kind == "mlflow.file.model_output" for run in found.runs.values() for record in run.records)
@@ -108,7 +112,8 @@ def test_every_run_holds_what_the_independent_reader_finds(unpacked, seen, count
     for row in found.points:
         points[row["run"]].append((row["key"], row["timestamp"], repr(row["value"]), row["step"]))
     mine = {
-        run.id: (run.experiment, content(points[run.id], run.params.items(), run.tags.items())) for run in found.runs.values()
+        run.id: (run.experiment, content(points[run.id], run.params.items(), run.tags.items()))
+        for run in found.runs.values()
     }
     theirs = {}
     for run in counter.file_store(str(root)).runs:

@@ -22,21 +22,30 @@ def told(losses, text=""):
 
 class TestARun:
     def test_all_of_a_plain_run_is_read(self, store):
-        files = {"params/lr": "0.1", "tags/team": "blue", "metrics/loss": "1700000000000 0.5 1\n", "artifacts/a/b.txt": "B"}
+        files = {
+            "params/lr": "0.1",
+            "tags/team": "blue",
+            "metrics/loss": "1700000000000 0.5 1\n",
+            "artifacts/a/b.txt": "B",
+        }
         store.run(files=files)
         seen = store.look()
         run = seen.runs[RUN]
         assert (run.id, run.experiment, run.name, run.user, run.status) == (RUN, "1", "calm-dawn-1", "ada", "FINISHED")
         assert (run.start, run.end, run.deleted, run.deleted_at) == (1700000000000, 1700000001000, False, None)
         assert (run.params, run.tags, run.system) == ({"lr": "0.1"}, {"team": "blue"}, {"source_type": "LOCAL"})
-        assert [(p["key"], p["value"], p["step"], p["timestamp"]) for p in seen.points] == [("loss", 0.5, 1, 1700000000000)]
+        assert [(p["key"], p["value"], p["step"], p["timestamp"]) for p in seen.points] == [
+            ("loss", 0.5, 1, 1700000000000)
+        ]
         assert seen.artifacts == {(RUN, "a/b.txt"): b"B"}
         assert (seen.losses, seen.oddities) == ([], [])
 
     def test_its_ref_says_the_same(self, store):
         store.run(files={"metrics/loss": "1700000000000 0.5 1\n" * 9, "artifacts/a": "12345"})
         (ref,) = store.look().refs
-        assert ref == RunRef("1", RUN, "calm-dawn-1", f"mlflow:{RUN}", ref.stamp, "FINISHED", 1700000000000, False, 6, 5)
+        assert ref == RunRef(
+            "1", RUN, "calm-dawn-1", f"mlflow:{RUN}", ref.stamp, "FINISHED", 1700000000000, False, 6, 5
+        )
         assert ref.stamp
 
     @pytest.mark.parametrize("gone", ["metrics", "params", "tags", "artifacts"])
@@ -62,7 +71,8 @@ class TestARun:
     @pytest.mark.parametrize(
         ("fields", "tag", "name"),
         [({"run_name": "a", "name": "b"}, "c", "a"), ({"run_name": ..., "name": "b"}, "c", "b"),
-         ({"run_name": "''", "name": "''"}, "c", "c"), ({"run_name": ...}, None, ""), ({"run_name": "'123'"}, None, "123")],
+         ({"run_name": "''", "name": "''"}, "c", "c"), ({"run_name": ...}, None, ""),
+         ({"run_name": "'123'"}, None, "123")],
     )  # fmt: skip
     def test_its_name_is_in_a_field_in_an_older_field_or_in_a_tag(self, store, fields, tag, name):
         store.run(files={} if tag is None else {"tags/mlflow.runName": tag}, **fields)
@@ -79,7 +89,14 @@ class TestARun:
         assert (list(store.look().runs), store.look().oddities) == ([RUN], [])
 
     def test_values_are_kept_to_the_byte(self, store):
-        values = {"empty": "", "lines": "a\nb\n", "crlf": "a\r\nb", "space": " x ", "unicode": "\u00fc\U0001f600\ufeff", "nul": "a\0b"}
+        values = {
+            "empty": "",
+            "lines": "a\nb\n",
+            "crlf": "a\r\nb",
+            "space": " x ",
+            "unicode": "\u00fc\U0001f600\ufeff",
+            "nul": "a\0b",
+        }
         store.run(files={f"params/{key}": value for key, value in values.items()} | {"tags/a/b": "nested\n"})
         run = store.look().runs[RUN]
         assert (run.params, run.tags) == (values, {"a/b": "nested\n"})
@@ -162,7 +179,9 @@ class TestATornRun:
         store.run(run_id=OTHER)
         seen = store.look()
         assert list(seen.runs) == [RUN]
-        assert told(seen.oddities) == [f"1/{RUN}/meta.yaml: says that it is run '{OTHER}': kept under its folder's name"]
+        assert told(seen.oddities) == [
+            f"1/{RUN}/meta.yaml: says that it is run '{OTHER}': kept under its folder's name"
+        ]
 
     def test_a_time_that_is_none_is_a_loss(self, store):
         store.run(start_time="yesterday", end_time=9 * 10**30)
@@ -244,7 +263,8 @@ class TestStamps:
     @pytest.mark.parametrize(
         ("path", "content"),
         [("metrics/loss", "1 0.5 0\n2 0.5 1\n"), ("metrics/new", "1 1 1\n"), ("tags/t", "other"), ("params/p", "1"),
-         ("artifacts/a", "longer"), ("artifacts/sub/b", ""), ("inputs/i/meta.yaml", "x: 1\n"), ("meta.yaml", "run_id: x\n")],
+         ("artifacts/a", "longer"), ("artifacts/sub/b", ""), ("inputs/i/meta.yaml", "x: 1\n"),
+         ("meta.yaml", "run_id: x\n")],
     )  # fmt: skip
     def test_a_stamp_changes_with_anything_in_the_run(self, store, path, content):
         store.run(files={"metrics/loss": "1 0.5 0\n", "tags/t": "one", "artifacts/a": "x"})
@@ -259,7 +279,9 @@ class TestStamps:
         store.run(files={"metrics/loss": "1 0.5 0\n", "params/p": "x", "artifacts/a": "x"})
         opened = []
         real = os.open
-        monkeypatch.setattr(os, "open", lambda path, *rest, **more: opened.append(str(path)) or real(path, *rest, **more))
+        monkeypatch.setattr(
+            os, "open", lambda path, *rest, **more: opened.append(str(path)) or real(path, *rest, **more)
+        )
         store.look.__self__.open().refs()
         assert {Path(path).name for path in opened} == {"meta.yaml"}
 
@@ -301,7 +323,16 @@ class TestLinks:
         assert (list(seen.runs), seen.runs[RUN].params, seen.runs[RUN].tags) == ([RUN], {"p": "1"}, {})
         assert ([point["key"] for point in seen.points], list(seen.artifacts)) == (["m"], [(RUN, "a")])
         linked = {loss.what for loss in [*seen.losses, *seen.oddities] if "link" in loss.because}
-        assert linked >= {"param link", "metric link", "metric dir", "tags", "artifact link", "artifact dir", "5", f"1/{OTHER}"}
+        assert linked >= {
+            "param link",
+            "metric link",
+            "metric dir",
+            "tags",
+            "artifact link",
+            "artifact dir",
+            "5",
+            f"1/{OTHER}",
+        }
 
     def test_a_pipe_is_told_and_not_waited_for(self, store):
         store.run(files={"params/p": "1", "artifacts/a": "x"})
@@ -340,7 +371,11 @@ class TestArtifacts:
         (tmp_path / "secret").mkdir()
         (tmp_path / "secret" / "a").write_text("x")
         (tmp_path / "allowed").mkdir()
-        for uri in (f"file://{tmp_path}/allowed/../secret", "mlflow-artifacts:/../secret", "mlflow-artifacts:/%2e%2e/secret"):
+        for uri in (
+            f"file://{tmp_path}/allowed/../secret",
+            "mlflow-artifacts:/../secret",
+            "mlflow-artifacts:/%2e%2e/secret",
+        ):
             store.run(artifact_uri=uri)
             assert store.look(Settings(artifacts_at=(str(tmp_path / "allowed"),))).artifacts == {}
 
@@ -353,7 +388,8 @@ class TestArtifacts:
 
     @pytest.mark.parametrize(
         ("uri", "files", "lost"),
-        [("s3://bucket/1", {}, True), ("mlflow-artifacts:/1/x/artifacts", {}, True), ("file:///C:/no/artifacts", {}, False),
+        [("s3://bucket/1", {}, True), ("mlflow-artifacts:/1/x/artifacts", {}, True),
+         ("file:///C:/no/artifacts", {}, False),
          ("file:///C:/no/artifacts", {"tags/mlflow.log-model.history": "[{}]"}, True)],
     )  # fmt: skip
     def test_artifacts_that_are_not_here_are_a_loss(self, store, uri, files, lost):
@@ -367,23 +403,32 @@ class TestArtifacts:
 
 class TestInputsAndRecords:
     def dataset(self, store, name="d1", digest="abc", run=RUN):
-        id = md5((name + digest).encode()).hexdigest()
-        input = md5((id + run).encode()).hexdigest()
-        store.put(f"1/datasets/{id}/meta.yaml", f"name: {name}\ndigest: {digest}\nsource: '{{}}'\nsource_type: code\nschema: null\n")
-        return id, f"inputs/{input}/meta.yaml"
+        dataset = md5((name + digest).encode()).hexdigest()
+        read = md5((dataset + run).encode()).hexdigest()
+        store.put(
+            f"1/datasets/{dataset}/meta.yaml",
+            f"name: {name}\ndigest: {digest}\nsource: '{{}}'\nsource_type: code\nschema: null\n",
+        )
+        return dataset, f"inputs/{read}/meta.yaml"
 
     def test_a_dataset_that_a_run_read_is_its_input(self, store):
-        id, path = self.dataset(store)
-        store.run(files={path: f"source_id: {id}\nsource_type: DATASET\ntags:\n  mlflow.data.context: train\n"})
+        dataset, path = self.dataset(store)
+        store.run(files={path: f"source_id: {dataset}\nsource_type: DATASET\ntags:\n  mlflow.data.context: train\n"})
         seen = store.look()
-        assert seen.runs[RUN].inputs == (DatasetInput("d1", "abc", "code", "{}", None, None, {"mlflow.data.context": "train"}),)
+        assert seen.runs[RUN].inputs == (
+            DatasetInput("d1", "abc", "code", "{}", None, None, {"mlflow.data.context": "train"}),
+        )
         assert (seen.records, seen.losses, len(seen.refs)) == ([], [], 1)
 
     def test_a_dataset_that_no_run_read_is_a_record(self, store):
         self.dataset(store)
         store.run()
         (record,) = store.look().records
-        assert (record.kind, record.owner, json.loads(record.body)["meta"]["name"]) == ("mlflow.file.dataset", "1", "d1")
+        assert (record.kind, record.owner, json.loads(record.body)["meta"]["name"]) == (
+            "mlflow.file.dataset",
+            "1",
+            "d1",
+        )
 
     def test_an_input_without_its_dataset_is_a_loss(self, store):
         store.run(files={"inputs/x/meta.yaml": "source_id: ../..\nsource_type: DATASET\ntags: {}\n"})
@@ -419,7 +464,12 @@ class TestInputsAndRecords:
         }
         assert version["files"]["tags/t"] == "x\n"
         (ref,) = seen.refs
-        assert (ref.kind, ref.id, ref.experiment, ref.origin.startswith("mlflow:@registry:")) == ("records", "@registry", "", True)
+        assert (ref.kind, ref.id, ref.experiment, ref.origin.startswith("mlflow:@registry:")) == (
+            "records",
+            "@registry",
+            "",
+            True,
+        )
 
     def test_logged_models_and_traces_are_kept_with_their_files(self, store):
         store.put("1/models/m-1/meta.yaml", "model_id: m-1\nartifact_location: file:///elsewhere\n")
@@ -464,7 +514,7 @@ class TestPlaces:
     def test_a_folder_is_named_as_mlflow_names_it(self, store, form):
         store.run()
         store.root = Path(store.root.parent / "a b")
-        os.rename(store.root.parent / "mlruns", store.root)
+        (store.root.parent / "mlruns").rename(store.root)
         store.root = form.format(store.root)
         assert list(type(store)(store.root).look().runs) == [RUN]
 

@@ -29,16 +29,16 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: "C:
 
 
 def local_path(uri: str) -> str | None:
-    """The path that a URI names on this machine; None when it is of another kind."""
+    """The path that a URI names on this machine ("" for an empty one); None when it is of another kind."""
     found = _SCHEME.match(uri)
     if found is None:
-        return uri or None
+        return uri
     if found[1].lower() != "file":
         return None
     rest = uri[len("file:") :]
     if rest.startswith("//"):
-        rest = urlsplit(uri).path
-    return rest if os.path.exists(rest) else unquote(rest)
+        rest = "/" + rest[2:].partition("/")[2]
+    return unquote(rest) if "%" in rest and not os.path.exists(rest) else rest
 
 
 class Whereabouts:
@@ -55,15 +55,16 @@ class Whereabouts:
 
         `parts` is where it lies in a store: (experiment, run) or (experiment, "models", model).
         """
-        for place in self._candidates(beside, parts, uri):
-            if disk.holds_file(place):
-                return place
-        return ""
+        place = os.path.join(beside, FOLDER)
+        return place if disk.holds_file(place) else self.elsewhere(parts, uri)
 
-    def _candidates(self, beside: str, parts: Sequence[str], uri: str) -> Iterator[str]:
-        yield os.path.join(beside, FOLDER)
+    def elsewhere(self, parts: Sequence[str], uri: str) -> str:
+        """As `folder`, when nothing lies beside."""
+        return next((place for place in self._candidates(parts, uri) if disk.holds_file(place)), "")
+
+    def _candidates(self, parts: Sequence[str], uri: str) -> Iterator[str]:
         path = local_path(uri)
-        if path is not None and os.path.isdir(path) and self._allowed(uri, path):
+        if path and os.path.isdir(path) and self._allowed(uri, path):
             yield path
         for place in self._places:
             yield os.path.join(place, *parts, FOLDER)
@@ -80,12 +81,12 @@ class Whereabouts:
     def absence(self, uri: str, logged_model: bool) -> str:
         """Why nothing was found, when something may have been there; "" when nothing tells of any."""
         path = local_path(uri)
-        shown = disk.shown(hide_secrets(uri))
-        if path is not None and os.path.isabs(path) and os.path.isdir(path) and disk.holds_file(path):
-            return f"{shown} lies outside the store: allow that folder to carry them"
+        shown = disk.shown(hide_secrets(uri)) or "no URI"
         if path is None:
             return f"{shown} is not here, nor are its files beside the store"
-        return f"a model was logged, and its files are not here ({shown or 'no URI'})" if logged_model else ""
+        if os.path.isabs(path) and os.path.isdir(path) and disk.holds_file(path):
+            return f"{shown} lies outside the store: allow that folder to carry them"
+        return f"a model was logged, and its files are not here ({shown})" if logged_model else ""
 
 
 def _proxied(uri: str) -> list[str]:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import BinaryIO, NamedTuple
 
 from mlmigrate.errors import BadData, MigrateError, NotFound, Unavailable
@@ -69,15 +70,18 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False)
 
 
-def entries(folder: str) -> list[os.DirEntry[str]]:
-    """What lies directly in a folder, sorted by name; nothing when it is not there."""
+def entries(folder: str, *, in_order: bool = True) -> list[os.DirEntry[str]]:
+    """What lies directly in a folder, sorted by name when `in_order`; nothing when it is not there."""
     try:
         with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+            return sorted(found, key=_name) if in_order else list(found)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise away(error) from error
+
+
+_name = attrgetter("name")
 
 
 def folders(folder: str) -> list[os.DirEntry[str]]:
@@ -91,32 +95,34 @@ def walk(folder: str, *, stats: bool = False, skip_noise: bool = True) -> Tree:
     waiting = [("", folder)]
     while waiting:
         prefix, place = waiting.pop()
-        for entry in _listed(place, prefix, tree):
-            path = prefix + entry.name
-            if skip_noise and noise(entry.name):
-                tree.odd.append((path, "left there by another program"))
-            elif entry.is_dir(follow_symlinks=False):
-                waiting.append((path + "/", entry.path))
-            elif not entry.is_file(follow_symlinks=False):
-                tree.odd.append((path, odd_kind(entry)))
-            elif stats:
-                told = entry.stat(follow_symlinks=False)
-                tree.files.append(File(path, entry.path, told.st_size, told.st_mtime_ns))
-            else:
-                tree.files.append(File(path, entry.path))
-    tree.files.sort(key=lambda file: file.path)
+        try:
+            with os.scandir(place) as found:
+                for entry in found:
+                    _sort_in(entry, prefix, tree, waiting, stats, skip_noise)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            tree.odd.append((prefix, why(error)))
+    tree.files.sort()  # by path, which comes first in a File
     return tree
 
 
-def _listed(place: str, prefix: str, tree: Tree) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(place) as found:
-            return list(found)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        tree.odd.append((prefix, why(error)))
-        return []
+def _sort_in(
+    entry: os.DirEntry[str], prefix: str, tree: Tree, waiting: list[tuple[str, str]], stats: bool, skip_noise: bool
+) -> None:
+    path = prefix + entry.name
+    if skip_noise and noise(entry.name):
+        tree.odd.append((path, "left there by another program"))
+    elif entry.is_file(follow_symlinks=False):
+        if stats:
+            told = entry.stat(follow_symlinks=False)
+            tree.files.append(File(path, entry.path, told.st_size, told.st_mtime_ns))
+        else:
+            tree.files.append(File(path, entry.path))
+    elif entry.is_dir(follow_symlinks=False):
+        waiting.append((path + "/", entry.path))
+    else:
+        tree.odd.append((path, odd_kind(entry)))
 
 
 def odd_kind(entry: os.DirEntry[str]) -> str:

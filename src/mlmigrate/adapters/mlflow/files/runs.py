@@ -80,7 +80,7 @@ class Look:
 def look(folder: str) -> Look:
     """One walk over a run's folder; opens no file."""
     seen = Look()
-    for entry in disk.entries(folder):
+    for entry in disk.entries(folder, in_order=False):
         if entry.name in PARTS and disk.is_folder(entry):
             _add(seen, entry.name, entry.path)
         elif entry.name == META and entry.is_file(follow_symlinks=False):
@@ -110,7 +110,7 @@ def ref(folder: str, experiment: str, whereabouts: Whereabouts, seen: Look, foun
     run = os.path.basename(folder)
     uri = meta.word(found.meta.get("artifact_uri"))
     if not seen.counts.get(FOLDER):
-        elsewhere = whereabouts.folder(folder, (experiment, run), uri)
+        elsewhere = whereabouts.elsewhere((experiment, run), uri)
         if elsewhere:
             _add(seen, FOLDER, elsewhere)
     status, _ = status_of(found.meta)
@@ -188,13 +188,15 @@ class Opener:
         found = meta.load(os.path.join(folder, META))
         self._note_flaws(found, wanted)
         parts = self._parts(folder, wanted)
-        run = replace(_described(found.meta), id=wanted.id, experiment=wanted.experiment, origin=wanted.origin)
         params = self._values(parts, "params", wanted)
         tags = _inline_tags(found.meta) | self._values(parts, "tags", wanted)
         inputs, records = self._inputs(folder, wanted) if "inputs" in parts else ([], [])
         outputs = self._outputs(folder, wanted) if "outputs" in parts else ()
         run = replace(
-            run,
+            _described(found.meta),
+            id=wanted.id,
+            experiment=wanted.experiment,
+            origin=wanted.origin,
             stamp=wanted.stamp,
             name=name_of(found.meta) or tags.get(NAME_TAG, ""),
             params=params,
@@ -207,7 +209,7 @@ class Opener:
     def _parts(self, folder: str, wanted: RunRef) -> dict[str, str]:
         """The folders of a run that are there, by name; one that is a link is a loss."""
         parts = {}
-        for entry in disk.entries(folder):
+        for entry in disk.entries(folder, in_order=False):
             if entry.name in PARTS and disk.is_folder(entry):
                 parts[entry.name] = entry.path
             elif entry.name in PARTS:

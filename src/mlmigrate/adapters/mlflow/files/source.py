@@ -41,9 +41,7 @@ def open_source(address: Address, context: Context) -> Source:
 
 def folder_of(place: str) -> str:
     """The path that a tracking URI of a folder names."""
-    path = local_path(place)
-    if path is None:
-        return place
+    path = local_path(place) or place
     return path if os.path.exists(path) else os.path.expanduser(path)
 
 
