@@ -53,8 +53,8 @@ def read(tmp_path, contents):
         place = tmp_path / str(number)
         place.write_bytes(data)
         files.append(points.MetricFile("1", "run", f"key {number}", str(place)))
-    losses = []
-    return rows(points.batches(files, losses)), losses
+    losses, repeats = [], []
+    return rows(points.batches(files, losses, repeats)), losses, repeats
 
 
 def bad_lines(losses):
@@ -128,25 +128,26 @@ def test_what_is_parsed_in_bulk_is_what_python_reads(contents):
 @example(contents=[b"1 1 1\n2 1 2\n1 1 1\n", b"1 1 1\n"])
 @example(contents=[b"1 1 0\n1 1 0 d g\n", b"1 nan 0\n1 -nan 0\n1 0.0 0\n1 -0.0 0\n"])
 def test_each_point_comes_once_in_the_order_of_its_file(contents, tmp_path_factory):
-    found, losses = read(tmp_path_factory.mktemp("m"), contents)
+    found, losses, _ = read(tmp_path_factory.mktemp("m"), contents)
     expected = [oracle(data) for data in contents]
     assert found == [row for listed, _ in expected for row in listed]
     assert bad_lines(losses) == sum(bad for _, bad in expected)
 
 
 def test_equal_lines_are_told_once_for_their_metric(tmp_path):
-    found, losses = read(tmp_path, [b"1 0.5 0\n1 0.5 0\n2 0.5 1\n1 0.5 0\n"])
+    found, losses, repeats = read(tmp_path, [b"1 0.5 0\n1 0.5 0\n2 0.5 1\n1 0.5 0\n"])
     assert found == [(1, "0.5", 0, None), (2, "0.5", 1, None)]
-    assert [(loss.what, loss.because) for loss in losses] == [
+    assert [(loss.what, loss.because) for loss in repeats] == [
         (
             "metric 'key 0'",
             "2 lines are there already, equal to the last digit; each point is counted once, no value is lost",
         )
     ]
+    assert losses == []
 
 
 def test_a_second_dataset_of_one_point_is_a_loss(tmp_path):
-    found, losses = read(tmp_path, [b"1 0.5 0 a 1\n1 0.5 0 b 2\n"])
+    found, losses, _ = read(tmp_path, [b"1 0.5 0 a 1\n1 0.5 0 b 2\n"])
     assert found == [(1, "0.5", 0, ("a", "1"))]
     assert losses[-1].because == "1 line is there already with another dataset; the first dataset is kept"
 
@@ -156,7 +157,7 @@ def test_a_line_with_a_dataset_keeps_its_step(tmp_path):
 
 
 def test_many_bad_lines_are_told_in_few_words(tmp_path):
-    _, losses = read(tmp_path, [b"\xff\n" * 1000 + b"1 2 3\n"])
+    _, losses, _ = read(tmp_path, [b"\xff\n" * 1000 + b"1 2 3\n"])
     assert len(losses) == points.TOLD + 1
     assert losses[0].what == "metric 'key 0', line 1"
     assert losses[0].because.isascii()
@@ -168,7 +169,7 @@ def test_a_file_that_is_gone_is_a_loss_and_the_next_is_read(tmp_path):
     place.write_bytes(b"1 2 3\n")
     files = [points.MetricFile("1", "run", key, str(tmp_path / key)) for key in ("gone", "there")]
     losses = []
-    assert len(rows(points.batches(files, losses))) == 1
+    assert len(rows(points.batches(files, losses, []))) == 1
     assert [(loss.run, loss.what, loss.because) for loss in losses] == [
         ("run", "metric 'gone'", "gone while it was read")
     ]
@@ -194,7 +195,7 @@ def test_a_large_file_read_in_chunks_is_the_same(data, tmp_path_factory):
         file = tmp_path_factory.mktemp("m") / "loss"
         file.write_bytes(data)
         losses = []
-        parts = list(huge.stream(points.MetricFile("1", "run", "loss", str(file)), losses))
+        parts = list(huge.stream(points.MetricFile("1", "run", "loss", str(file)), losses, []))
     found = [
         (time, repr(value), step)
         for part in parts
@@ -206,25 +207,25 @@ def test_a_large_file_read_in_chunks_is_the_same(data, tmp_path_factory):
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, small_chunks):
-    found, losses = read(tmp_path, [b"1 2 3\n" + b"9" * 1000 + b"\n4 5 6\n" + b"8" * 500])
+    found, losses, _ = read(tmp_path, [b"1 2 3\n" + b"9" * 1000 + b"\n4 5 6\n" + b"8" * 500])
     assert [row[:3] for row in found] == [(1, "2.0", 3), (4, "5.0", 6)]
     assert [loss.what for loss in losses] == ["metric 'key 0', line 2", "metric 'key 0', line 4"]
 
 
 def test_a_large_file_whose_steps_start_again_is_read_whole(tmp_path, small_chunks):
     data = b"".join(b"%d 0.5 %d\n" % (1000 + n, n % 50) for n in range(200))
-    found, losses = read(tmp_path, [data])
+    found, losses, _ = read(tmp_path, [data])
     assert (found, losses) == ([(1000 + n, "0.5", n % 50, None) for n in range(200)], [])
 
 
 def test_values_are_exact_to_the_last_bit(tmp_path):
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 2.0**53 + 2, -0.0, math.inf, -math.inf]
-    found, _ = read(tmp_path, ["".join(f"{n} {value} {n}\n" for n, value in enumerate(values)).encode()])
+    found, _, _ = read(tmp_path, ["".join(f"{n} {value} {n}\n" for n, value in enumerate(values)).encode()])
     assert [value for _, value, _, _ in found] == [repr(value) for value in values]
 
 
 def test_batches_are_of_one_schema_and_bounded(tmp_path):
     (tmp_path / "k").write_bytes(b"".join(b"%d 1 %d\n" % (n, n) for n in range(150_000)))
-    batches = list(points.batches([points.MetricFile("1", "run", "k", str(tmp_path / "k"))], []))
+    batches = list(points.batches([points.MetricFile("1", "run", "k", str(tmp_path / "k"))], [], []))
     assert [len(batch) for batch in batches] == [points.ROWS, 150_000 - points.ROWS]
     assert all(isinstance(batch, pa.RecordBatch) and batch.schema == POINTS for batch in batches)

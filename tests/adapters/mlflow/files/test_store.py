@@ -136,6 +136,12 @@ class TestARun:
             f"1/{RUN}/metrics/._loss: left there by another program",
         ]
 
+    def test_points_that_are_written_twice_are_told_and_are_no_loss(self, store):
+        store.run(files={"metrics/loss": "1 0.5 0\n1 0.5 0\n"})
+        seen = store.look()
+        assert (len(seen.points), seen.losses) == (1, [])
+        assert [(loss.run, loss.what) for loss in seen.oddities] == [(RUN, "metric 'loss'")]
+
     def test_keys_that_differ_in_case_alone_are_two(self, store):
         store.run(files={"params/LR": "1", "params/lr": "2"})
         assert store.look().runs[RUN].params == {"LR": "1", "lr": "2"}
@@ -144,6 +150,7 @@ class TestARun:
         store.run(files={"metrics/loss": b"1 0.5 0\ntorn\n2 0.25 1\n3 0.1"})
         seen = store.look()
         assert [point["step"] for point in seen.points] == [0, 1, 0]
+        assert told(seen.oddities) == ["metric 'loss': its last line has no end, and may be cut short: kept"]
         assert told(seen.losses) == ["metric 'loss', line 2: not \"time value [step [dataset digest]]\": 'torn'"]
 
 
@@ -209,7 +216,9 @@ class TestExperiments:
         store.run(experiment="9", files={"params/lr": "1"})
         seen = store.look()
         assert (seen.experiments["9"].name, seen.runs[RUN].experiment) == ("experiment 9", "9")
-        assert told(seen.oddities) == ["9: its meta.yaml is missing: its runs are kept, under the name 'experiment 9'"]
+        assert told(seen.oddities) == [
+            "experiment 9: its meta.yaml is missing: its runs are kept, under the name 'experiment 9'"
+        ]
 
     def test_a_store_in_which_no_experiment_has_its_meta_is_a_store(self, new_store):
         store = new_store("bare")

@@ -59,7 +59,7 @@ def homes(root: str, oddities: list[Loss]) -> list[Home]:
                 found.append(home)
             if odd:
                 where = disk.shown(os.path.relpath(entry.path, root))
-                oddities.append(Loss("", where, odd, entry.name if home else ""))
+                oddities.append(Loss("", f"experiment {where}" if home else where, odd, entry.name if home else ""))
     return found
 
 
@@ -79,7 +79,9 @@ def _home(entry: os.DirEntry[str], trashed: bool) -> tuple[Home | None, str]:
 
 def _mismatch(id: str, said: meta.Meta) -> str:
     told = meta.word(said.get("experiment_id"))
-    return f"its meta.yaml says that it is {disk.shown(told)!r}: kept as {disk.shown(id)!r}" if told != id else ""
+    if told in ("", id):
+        return ""
+    return f"its meta.yaml says that it is {disk.shown(told)!r}: kept as {disk.shown(id)!r}"
 
 
 def _is_experiment(folder: str) -> bool:

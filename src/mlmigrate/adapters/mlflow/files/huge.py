@@ -58,18 +58,18 @@ class _Rise:
         return self.by_step or self.by_time
 
 
-def stream(file: MetricFile, losses: list[Loss]) -> Iterator[Columns]:
+def stream(file: MetricFile, losses: list[Loss], notes: list[Loss]) -> Iterator[Columns]:
     """The points of a file in order, each once."""
     rise = _Rise()
-    repeats: I64 | None = None
+    dropped: I64 | None = None
     row = bad = again = linked = 0
     try:
         for columns, flaws in _chunks(file.place):
             losses += [_bad(file, flaw) for flaw in flaws[: max(0, 10 - bad)]]
             bad += len(flaws)
-            if repeats is None and not rise.add(columns):
-                repeats = _repeats(file.place)
-            kept = columns if repeats is None else _without(columns, repeats - row)
+            if dropped is None and not rise.add(columns):
+                dropped = _repeats(file.place)
+            kept = columns if dropped is None else _without(columns, dropped - row)
             linked += _linked(columns) - _linked(kept)
             row, again = row + len(columns), again + len(columns) - len(kept)
             yield kept
@@ -78,7 +78,8 @@ def stream(file: MetricFile, losses: list[Loss]) -> Iterator[Columns]:
     if bad > 10:  # noqa: PLR2004
         losses.append(Loss(file.run, f"metric {file.key!r}", f"{bad - 10} more lines cannot be read", file.experiment))
     if again:
-        losses.append(Loss(file.run, f"metric {file.key!r}", REPEATED.format(f"{again} lines are"), file.experiment))
+        because = REPEATED.format("1 line is" if again == 1 else f"{again} lines are")
+        notes.append(Loss(file.run, f"metric {file.key!r}", because, file.experiment))
     if linked:
         because = f"{linked} of these name a dataset; that of the first line is kept, in so large a file"
         losses.append(Loss(file.run, f"metric {file.key!r}", because, file.experiment))

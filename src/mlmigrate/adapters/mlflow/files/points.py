@@ -95,17 +95,20 @@ class Parsed:
     bad: list[tuple[int, Bad]] = field(default_factory=list)
 
 
-def batches(files: Iterable[MetricFile], losses: list[Loss]) -> Iterator[pa.RecordBatch]:
-    """The points of the files as batches of the schema POINTS, in the order of the files."""
+def batches(files: Iterable[MetricFile], losses: list[Loss], notes: list[Loss]) -> Iterator[pa.RecordBatch]:
+    """The points of the files as batches of the schema POINTS, in the order of the files.
+
+    `notes` takes what is odd and no loss: points that a file holds more than once, a last line without an end.
+    """
     held: list[tuple[MetricFile, bytes]] = []
     size = 0
     for file in files:
         try:
             data = disk.read(file.place, BIG)
         except BadData:
-            yield from _flush(held, losses)
+            yield from _flush(held, losses, notes)
             held, size = [], 0
-            yield from _streamed(file, losses)
+            yield from _streamed(file, losses, notes)
             continue
         except OSError as error:
             losses.append(Loss(file.run, f"metric {file.key!r}", disk.why(error), file.experiment))
@@ -113,19 +116,26 @@ def batches(files: Iterable[MetricFile], losses: list[Loss]) -> Iterator[pa.Reco
         held.append((file, data))
         size += len(data)
         if size >= BYTES:
-            yield from _flush(held, losses)
+            yield from _flush(held, losses, notes)
             held, size = [], 0
-    yield from _flush(held, losses)
+    yield from _flush(held, losses, notes)
 
 
-def _flush(held: Sequence[tuple[MetricFile, bytes]], losses: list[Loss]) -> Iterator[pa.RecordBatch]:
+def _flush(
+    held: Sequence[tuple[MetricFile, bytes]], losses: list[Loss], notes: list[Loss]
+) -> Iterator[pa.RecordBatch]:
     if not held:
         return
     files = [file for file, _ in held]
     parsed = parse([data for _, data in held])
     losses += _bad_losses(files, parsed.bad)
+    notes += (
+        Loss(file.run, f"metric {file.key!r}", "its last line has no end, and may be cut short: kept", file.experiment)
+        for file, data in held
+        if data and data[-1:] != b"\n"
+    )
     whose = np.repeat(np.arange(len(files), dtype=np.int32), parsed.rows)
-    columns, whose = _once(parsed.columns, whose, files, losses)
+    columns, whose = _once(parsed.columns, whose, files, losses, notes)
     yield from _batches(columns, whose, files)
 
 
@@ -278,20 +288,25 @@ def _strings(parts: Sequence[tuple[pa.Array | None, int]]) -> pa.Array:
 
 
 def _once(
-    columns: Columns, whose: npt.NDArray[np.int32], files: Sequence[MetricFile], losses: list[Loss]
+    columns: Columns,
+    whose: npt.NDArray[np.int32],
+    files: Sequence[MetricFile],
+    losses: list[Loss],
+    notes: list[Loss],
 ) -> tuple[Columns, npt.NDArray[np.int32]]:
     """Each point once: the first of equal ones, with the dataset that any of them has."""
     doubtful = np.unique(whose[1:][~_rising(columns, whose)])
     if not len(doubtful):
         return columns, whose
     rows = np.flatnonzero(np.isin(whose, doubtful))
-    repeats, firsts = _repeats(columns, whose, rows)
-    if not len(repeats):
+    again, firsts = _repeats(columns, whose, rows)
+    if not len(again):
         return columns, whose
-    columns, lost = _relinked(columns, repeats, firsts)
-    losses += _repeat_losses(files, whose[repeats], whose[lost])
+    columns, lost = _relinked(columns, again, firsts)
+    notes += _counted(files, whose[again], huge.REPEATED)
+    losses += _counted(files, whose[lost], "{} there already with another dataset; the first dataset is kept")
     kept = np.ones(len(columns), np.bool_)
-    kept[repeats] = False
+    kept[again] = False
     return columns.take(np.flatnonzero(kept)), whose[kept]
 
 
@@ -348,20 +363,15 @@ def _relinked(columns: Columns, repeats: I64, firsts: I64) -> tuple[Columns, I64
     return linked, np.array(lost, np.int64)
 
 
-def _repeat_losses(
-    files: Sequence[MetricFile], repeats: npt.NDArray[np.int32], lost: npt.NDArray[np.int32]
-) -> Iterator[Loss]:
-    for whose, because in (
-        (repeats, huge.REPEATED),
-        (lost, "{} there already with another dataset; the first dataset is kept"),
-    ):
-        for place, count in zip(*np.unique(whose, return_counts=True), strict=True):
-            file = files[int(place)]
-            lines = "1 line is" if count == 1 else f"{count} lines are"
-            yield Loss(file.run, f"metric {file.key!r}", because.format(lines), file.experiment)
+def _counted(files: Sequence[MetricFile], whose: npt.NDArray[np.int32], because: str) -> Iterator[Loss]:
+    """For each file that some rows belong to: how many, in one sentence."""
+    for place, count in zip(*np.unique(whose, return_counts=True), strict=True):
+        file = files[int(place)]
+        lines = "1 line is" if count == 1 else f"{count} lines are"
+        yield Loss(file.run, f"metric {file.key!r}", because.format(lines), file.experiment)
 
 
-def _streamed(file: MetricFile, losses: list[Loss]) -> Iterator[pa.RecordBatch]:
+def _streamed(file: MetricFile, losses: list[Loss], notes: list[Loss]) -> Iterator[pa.RecordBatch]:
     """A file too large to be read whole, some lines at a time."""
-    for columns in huge.stream(file, losses):
+    for columns in huge.stream(file, losses, notes):
         yield from _batches(columns, np.zeros(len(columns), np.int32), [file])

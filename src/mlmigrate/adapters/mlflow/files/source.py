@@ -92,6 +92,7 @@ class Files:
         self.packing = Packing()
         self._whereabouts = Whereabouts(root, settings)
         self._oddities: dict[str, list[Loss]] = {}
+        self._notes: dict[Loss, None] = {}
 
     def experiments(self) -> Sequence[Experiment]:
         """All experiments; two folders of one id, one of them in the trash, are one experiment."""
@@ -131,13 +132,16 @@ class Files:
                     yield records.ref(f"@{folder}/{home.id}", home.id, place, identity)
 
     def oddities(self) -> Sequence[Loss]:
-        """What is strange about the store."""
-        return [loss for stage in ("experiments", "refs") for loss in self._oddities.get(stage, ())]
+        """What is strange about the store; also, once they were read, what is odd about its points."""
+        listed = [loss for stage in ("experiments", "refs") for loss in self._oddities.get(stage, ())]
+        return listed + list(self._notes)
 
     @contextmanager
     def read(self, refs: Sequence[RunRef]) -> Iterator[Reading]:
         """The runs and things that `refs` name."""
-        yield FileReading(self.root, self._whereabouts, refs)
+        reading = FileReading(self.root, self._whereabouts, refs)
+        yield reading
+        self._notes.update(dict.fromkeys(reading.notes))
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -190,11 +194,13 @@ class _Listing:
             self._note(home, f"{name}/{META}", name, f"{found.flaw}: the run is kept as far as it can be read")
             return
         told = meta.word(found.meta.get("run_id") or found.meta.get("run_uuid"))
-        if told != name:
+        if not told:
+            self._note(home, f"{name}/{META}", name, "names no run id: kept under its folder's name")
+        elif told != name:
             because = f"says that it is run {disk.shown(told)!r}: kept under its folder's name"
             self._note(home, f"{name}/{META}", name, because)
         elsewhere = meta.word(found.meta.get("experiment_id"))
-        if elsewhere != home.id:
+        if elsewhere not in ("", home.id):
             because = f"says that it is in experiment {disk.shown(elsewhere)!r}: kept where it lies"
             self._note(home, f"{name}/{META}", name, because)
 
@@ -257,12 +263,13 @@ def _same_bytes(one: str, other: str) -> bool:
 
 
 class FileReading:
-    """Some runs and things of a file store, opened."""
+    """Some runs and things of a file store, opened. `notes` tells what is odd about their points and no loss."""
 
     def __init__(self, root: str, whereabouts: Whereabouts, refs: Sequence[RunRef]) -> None:
         self._root, self._whereabouts = root, whereabouts
         self.distinct = True
         self.losses: list[Loss] = []
+        self.notes: list[Loss] = []
         opener = runs.Opener(whereabouts, self.losses)
         self._opened = [
             opener.open(folder, ref) for ref in refs if ref.kind == "run" and (folder := self._folder(ref)) is not None
@@ -272,7 +279,8 @@ class FileReading:
 
     def points(self) -> Iterator[pa.RecordBatch]:
         """Every point once, a metric's in the order of its file."""
-        return points.batches((file for opened in self._opened for file in opened.metrics), self.losses)
+        files = (file for opened in self._opened for file in opened.metrics)
+        return points.batches(files, self.losses, self.notes)
 
     def artifacts(self) -> Iterator[Artifact]:
         """The files of the runs, then those of models and traces."""
