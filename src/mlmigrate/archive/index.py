@@ -92,13 +92,13 @@ def read_commit(storage: Storage, name: str) -> Iterator[Commit | Damaged]:
 
 def commit_names(storage: Storage) -> list[str]:
     """The files of all commits."""
-    names = [entry.name for entry in storage.list(layout.PACKS) if not entry.folder]
+    names = [entry.name for entry in storage.entries(layout.PACKS) if not entry.folder]
     return sorted(name for name in names if layout.pack_of_commit(name))
 
 
 def checkpoint_names(storage: Storage) -> list[str]:
     """The checkpoints, the newest first."""
-    names = [entry.name for entry in storage.list(layout.CHECKPOINTS) if not entry.folder]
+    names = [entry.name for entry in storage.entries(layout.CHECKPOINTS) if not entry.folder]
     return sorted((name for name in names if layout.sha256_of_checkpoint(name)), reverse=True)
 
 

@@ -61,7 +61,8 @@ class Sheet:
         return File(self.name.rpartition("/")[2], self._sink.size, self._sink.digest.hexdigest(), self.rows)
 
     def drop(self) -> None:
-        """The table is not wanted."""
+        """The table is not wanted; Arrow's writer would end it all the same."""
+        self._sink.wanted = False
         self._stack.close()
 
 
@@ -69,6 +70,7 @@ class _Sink:
     """A part as Arrow wants its files."""
 
     closed = False
+    wanted = True
 
     def __init__(self, part: Part) -> None:
         self.part = part
@@ -77,6 +79,8 @@ class _Sink:
 
     def write(self, data: Any) -> int:  # noqa: ANN401  bytes, or a buffer of Arrow's
         view = memoryview(data)
+        if not self.wanted:
+            return view.nbytes
         self.digest.update(view)
         self.size += view.nbytes
         self.part.write(view)

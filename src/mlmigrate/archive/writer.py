@@ -114,6 +114,7 @@ class ArchiveTarget:
             self._folding.release()
 
     def _load(self) -> Index:
+        self._is_archive = self._is_archive or _checked(self.storage)  # another may have made it meanwhile
         now = index.load(self.storage) if self._is_archive else Index(())
         with self._lock:
             self._clock = Clock(max(now.sequence, self._clock.seen if self._clock else 0))
@@ -317,7 +318,7 @@ def _checked(storage: Storage) -> bool:
     if storage.size(layout.MANIFEST) is not None:
         layout.check_manifest(index.read_all(storage, layout.MANIFEST, layout.MOST_MANIFEST), storage.shown)
         return True
-    if any(not entry.name.startswith(".") for entry in storage.list("")):
+    if any(not entry.name.startswith(".") for entry in storage.entries("")):
         raise Conflict(
             f"{storage.shown} is not empty, and is not an archive: it has no {layout.MANIFEST}.",
             "Give a folder that does not exist yet, or an archive.",

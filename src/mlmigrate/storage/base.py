@@ -54,7 +54,7 @@ class Storage(Protocol):
     def size(self, name: str) -> int | None:
         """How many bytes the file has; None when there is none."""
 
-    def list(self, folder: str) -> Iterator[Entry]:
+    def entries(self, folder: str) -> Iterator[Entry]:
         """What lies directly in `folder` ("" is the place itself), in no order; nothing when it is not there."""
 
     def create(self, name: str, data: bytes) -> bool:
@@ -68,6 +68,9 @@ class Storage(Protocol):
 
     def delete(self, name: str) -> None:
         """Takes the file, or the folder with all that is in it, away; one that is not there is no error."""
+
+    def sweep(self, before: float, *, dry_run: bool = False) -> list[str]:
+        """Takes parts away that nobody has written since `before` (seconds since the epoch); gives what they were."""
 
     def flush(self, names: Iterable[str]) -> None:
         """When this returns, these files outlast a power cut."""

@@ -67,7 +67,7 @@ class LocalStorage:
                 return None
             return found.st_size if stat.S_ISREG(found.st_mode) else None
 
-    def list(self, folder: str) -> Iterator[Entry]:
+    def entries(self, folder: str) -> Iterator[Entry]:
         """What lies directly in `folder`, but for names that no archive has."""
         with self._explained(folder):
             try:
@@ -115,13 +115,24 @@ class LocalStorage:
 
     def delete(self, name: str) -> None:
         """Takes the file, or the folder with all that is in it, away."""
-        path = self.root / PARTS / clean(name.split("/", 1)[1]) if name.startswith(PARTS + "/") else self._path(name)
+        path = self._path(name)
         with self._explained(name), suppress(FileNotFoundError):
             if path.is_dir() and not path.is_symlink():
-                self._made = {made for made in self._made if made != path}
+                self._made.discard(path)
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    def sweep(self, before: float, *, dry_run: bool = False) -> list[str]:
+        """Takes parts away that nobody has written since `before`; gives what they were."""
+        swept = []
+        with self._explained(PARTS), suppress(FileNotFoundError):
+            for part in sorted((self.root / PARTS).iterdir()):
+                if part.stat().st_mtime < before:
+                    swept.append(f"{PARTS}/{part.name}")
+                    if not dry_run:
+                        part.unlink(missing_ok=True)
+        return swept
 
     def flush(self, names: Iterable[str]) -> None:
         """When this returns, these files outlast a power cut."""
