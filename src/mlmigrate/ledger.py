@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from mlmigrate.events import Failure
 from mlmigrate.model import Loss, Receipt, RunRef
 
 SUFFIX = ".ledger.sqlite"
+LEAST = 1 << 17  # bytes: a ledger with its log and its shared memory needs about so much
 SCHEMA = """
 create table if not exists copy (
     source text not null, target text not null, started real, ended real, pid integer not null,
@@ -189,7 +191,10 @@ def newest() -> Path | None:
 def state(file: Path) -> State:
     """How far the copy is, also while it runs. Raises NotFound."""
     with _reading(file) as db:
-        source, target, started, ended, pid, runs, already, points, size = db.execute("select * from copy").fetchone()
+        copy = db.execute("select * from copy").fetchone()
+        if copy is None:
+            raise _just_begun(str(file))
+        source, target, started, ended, pid, runs, already, points, size = copy
         counts = dict(
             db.execute("select state, count(*) from run where kind = 'run' and at >= ? group by 1", (started or 0,))
         )
@@ -292,10 +297,12 @@ def _explained(file: Path | None) -> Iterator[None]:
         raise explained from error
 
 
-def explain(error: Exception, what: str) -> DiskFull | BadData | LedgerInUse | None:
+def explain(error: Exception, what: str) -> DiskFull | BadData | LedgerInUse | NotFound | None:
     """Errors of SQLite and of the disk as ours."""
     text = str(error)
-    if "disk is full" in text or getattr(error, "errno", None) in (28, 122):
+    if "no such table" in text:
+        return _just_begun(what)
+    if "disk is full" in text or getattr(error, "errno", None) in (28, 122) or _full(error, Path(what)):
         return DiskFull(f"No space is left for {what}.", "Free some and run the same command again; it goes on.")
     if isinstance(error, sqlite3.DatabaseError) and ("not a database" in text or "malformed" in text):
         return BadData(
@@ -304,6 +311,17 @@ def explain(error: Exception, what: str) -> DiskFull | BadData | LedgerInUse | N
     if isinstance(error, PermissionError):
         return LedgerInUse(f"The ledger {what} may not be written.", "Give another with --ledger.")
     return None
+
+
+def _just_begun(what: str) -> NotFound:
+    return NotFound(f"{what} records nothing yet.", "The copy was stopped as it began; the same command goes on.")
+
+
+def _full(error: Exception, file: Path) -> bool:
+    """SQLite says no more than "disk I/O error" when its shared memory finds no room."""
+    if not isinstance(error, sqlite3.OperationalError) or not str(error).startswith(("disk I/O", "unable to open")):
+        return False
+    return file.parent.is_dir() and shutil.disk_usage(file.parent).free < LEAST
 
 
 def _state_folder() -> Path:
