@@ -13,9 +13,10 @@ TESTS = Path(__file__).resolve().parents[3]
 
 
 def _load(name: str):
-    """A helper of tests/, which is no package."""
+    """A helper beside the tests, which are no package."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
+        (file,) = [folder / f"{name}.py" for folder in (TESTS, Path(__file__).parent) if (folder / f"{name}.py").exists()]
+        spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
@@ -24,6 +25,7 @@ def _load(name: str):
 
 servers = _load("servers")
 faults = _load("faults")
+_load("rest_helpers")
 VERSIONS = ("2.9.2", "2.22.4", servers.CURRENT)
 
 

@@ -312,4 +312,4 @@ def run_of(wire: WireRun, ref: RunRef) -> Run:
 def _input(given: DatasetInput) -> Input:
     one = given.dataset
     tags = {pair.key: pair.value for pair in given.tags}
-    return Input(one.name, one.digest, one.source_type, one.source, one.schema, one.profile, tags)
+    return Input(one.name, one.digest, one.source_type, one.source, one.schema or None, one.profile or None, tags)
