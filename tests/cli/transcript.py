@@ -5,6 +5,7 @@
     All 12 runs are equal.                             its stdout
     2> Reading mlflow:./mlruns and ./archive           its stderr
     => 0                                               its exit code; left out when 0
+    \\$ and so on                                       stdout that looks like one of these
     ```
 
 `[...]` stands for any text in a line; on a line alone, for any lines.  In the folder stands the estate of
@@ -22,6 +23,8 @@ from pathlib import Path
 from mlmigrate import demo
 
 ANY = "[...]"
+MARKS = ("$ ", "2>", "=> ")
+ESCAPED = tuple("\\" + mark for mark in MARKS)
 TIMED = re.compile(r"\d+(\.\d)? s\b")
 
 
@@ -34,7 +37,7 @@ class Step:
 
     def lines(self):
         yield f"$ {self.command}"
-        yield from self.out
+        yield from ("\\" + line if line.startswith(MARKS) else line for line in self.out)
         yield from (f"2> {line}".rstrip() for line in self.err)
         if self.code:
             yield f"=> {self.code}"
@@ -52,7 +55,7 @@ def steps(text):
             elif line.startswith("=> "):
                 found[-1].code = int(line[3:])
             else:
-                found[-1].out.append(line)
+                found[-1].out.append(line.removeprefix("\\") if line.startswith(ESCAPED) else line)
     return found
 
 
