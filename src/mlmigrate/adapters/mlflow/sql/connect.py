@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 BATCH = 65_536  # rows; 2 to 8 MB of points
 LOCKED = 30_000  # ms that SQLite waits for another's lock before it says "locked"
-_MAGIC = b"SQLite format 3\0"
+_MAGIC, _HEAD = b"SQLite format 3\0", 20
 _WAL = b"\x02\x02"  # bytes 18 and 19 of a file in write-ahead mode
 
 SQLITE, POSTGRESQL, OTHER = "sqlite", "postgresql", "other"
@@ -198,18 +197,9 @@ class Database:
         path = quote(str(self._path().absolute()))
         return f"file:{path}?mode={mode}"
 
-    def rows(self) -> sqlite3.Connection:
-        """A read-only connection of the standard library, which keeps the type of each single value."""
-        with explained(self.shown):
-            uri = self.uri("ro") + ("&immutable=1" if self.immutable else "")
-            connection = sqlite3.connect(uri, uri=True, timeout=LOCKED / 1000, check_same_thread=False)
-            connection.text_factory = lambda data: data.decode("utf-8", "replace")
-            return connection
-
     def write_ahead(self) -> bool:
         """Whether SQLite's readers and writers do not stand in each other's way."""
-        with self._path().open("rb") as file:
-            return file.read(20)[18:20] == _WAL
+        return _head(self._path())[18:20] == _WAL
 
     def check_file(self) -> None:
         """Raises NotFound unless this is a SQLite file."""
@@ -218,9 +208,7 @@ class Database:
             raise NotFound(
                 f"There is no database {path}.", "Check the path: sqlite:///relative.db, sqlite:////absolute.db"
             )
-        with explained(self.shown), path.open("rb") as file:
-            head = file.read(16)
-        if head != _MAGIC:
+        if not _head(path).startswith(_MAGIC):
             raise NotFound(f"{path} is not a SQLite database.")
 
     def _path(self) -> Path:
@@ -312,6 +300,29 @@ def unmarked(text: str) -> str | None:
     return text[1:] if text else None
 
 
+_heads: dict[tuple[int, int], bytes] = {}
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a database, read once for each file.
+
+    POSIX drops all locks that a process holds on a file as soon as it closes any descriptor of it:
+    a file that SQLite may hold open here is never opened by other means, Python's sqlite3 included.
+    """
+    found = path.stat()
+    key = (found.st_dev, found.st_ino)
+    if key not in _heads:
+        try:
+            with path.open("rb") as file:
+                head = file.read(_HEAD)
+        except PermissionError as error:
+            raise Refused(f"{path} may not be read by this user.") from error
+        if not head.startswith(_MAGIC):
+            return head
+        _heads[key] = head
+    return _heads[key]
+
+
 def _array(column: Iterable[object]) -> pa.Array:
     return pa.array([one.decode() if isinstance(one, bytes) else one for one in column])
 
@@ -378,8 +389,10 @@ _WORDS: tuple[tuple[str, type[MigrateError]], ...] = (
 
 def explain(error: Exception, shown: str = "the database") -> MigrateError | None:
     """A driver's error as one of ours; None when nobody can act on it."""
-    known = (adbc_driver_manager.Error, sqlite3.Error)
-    if not isinstance(error, known) and type(error).__module__.partition(".")[0] not in ("sqlalchemy", "pymysql"):
+    if not isinstance(error, adbc_driver_manager.Error) and type(error).__module__.partition(".")[0] not in (
+        "sqlalchemy",
+        "pymysql",
+    ):
         return _no_space(error)
     text = hide_secrets(str(error)).replace("\n", " ")[:300]
     state = getattr(error, "sqlstate", None) or ""

@@ -8,79 +8,116 @@ Rows that we brought ourselves earlier are brought up to date.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mlmigrate.adapters.mlflow.sql.connect import LOCKED, Session, explained
-from mlmigrate.adapters.mlflow.sql.records import KIND, value_of
+from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, Session
+from mlmigrate.adapters.mlflow.sql.records import KIND, is_text, value_of
 from mlmigrate.model import STAMP_TAG, Loss, RunRef
 
 if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.sql.target import DatabaseTarget
 
 _AT_ONCE = 500  # rows a statement
+_Chunk = tuple[str, list[str], list[tuple[Any, ...]]]  # table, columns that the target has, rows
+_MODEL_METRICS = "logged_model_metrics"
+# a dataset has another id here: its name and digest tell which it is
+_SAME = (
+    "FROM datasets d WHERE d.experiment_id = logged_model_metrics.experiment_id "
+    "AND d.name = logged_model_metrics.dataset_name AND d.digest = logged_model_metrics.dataset_digest"
+)
+_RELINK = (
+    f"UPDATE logged_model_metrics SET dataset_uuid = (SELECT d.dataset_uuid {_SAME}) WHERE EXISTS (SELECT 1 {_SAME} "
+    "AND d.dataset_uuid <> logged_model_metrics.dataset_uuid)"
+)
+_MARK = (
+    'INSERT INTO experiment_tags ("key", value, experiment_id) SELECT CAST($1 AS text), CAST($2 AS text), '
+    "min(experiment_id) FROM experiments HAVING count(*) > 0 "
+    'ON CONFLICT ("key", experiment_id) DO UPDATE SET value = excluded.value'
+)
 _LINKED = ("source", "destination")  # entity_associations name an experiment by type and id
 
 
-def write_sqlite(
-    target: DatabaseTarget, batches: Iterator[pa.RecordBatch], refs: Sequence[RunRef], losses: list[Loss]
-) -> None:
-    """Writes the rows in a transaction of their own: the standard library keeps each value's type."""
-    known = target.arrived()
-    with target.writing, explained(target.database.shown):
-        connection = sqlite3.connect(target.database.uri("rw"), uri=True, timeout=LOCKED / 1000, isolation_level=None)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            for table, columns, rows in _chunks(target, batches, losses):
-                verb = "REPLACE" if _ours(table, refs, known) else "IGNORE"
-                names, marks = ", ".join(map(_quoted, columns)), ", ".join("?" * len(columns))
-                connection.executemany(f"INSERT OR {verb} INTO {_quoted(table)} ({names}) VALUES ({marks})", rows)
-            for key, stamp in _marks(refs):
-                connection.execute(
-                    'INSERT OR REPLACE INTO experiment_tags ("key", value, experiment_id) '
-                    "SELECT ?, ?, min(experiment_id) FROM experiments HAVING count(*) > 0",
-                    (key, stamp),
-                )
-            connection.execute("COMMIT")
-        finally:
-            connection.close()
-
-
-def write_postgresql(
+def write(
     target: DatabaseTarget,
     session: Session,
     batches: Iterator[pa.RecordBatch],
     refs: Sequence[RunRef],
+    known: Mapping[str, object],
     losses: list[Loss],
 ) -> None:
-    """Writes the rows in the session's transaction."""
-    known = target.arrived()
+    """Writes rows in the session's transaction, and notes that the tables `refs` stand for arrived.
+
+    `known` has the origins that came here before.
+    """
+    insert = _insert_postgresql if session.kind == POSTGRESQL else _insert_sqlite
     for table, columns, rows in _chunks(target, batches, losses):
-        kinds = target.shape.tables[table]
-        declared = ", ".join(f"{_quoted(name)} text" for name in columns)
-        values = ", ".join(f"CAST(r.{_quoted(name)} AS {_kind(kinds[name])})" for name in columns)
-        names = ", ".join(map(_quoted, columns))
-        does = _update(session, table, columns) if _ours(table, refs, known) else "DO NOTHING"
-        sql = (
-            f"INSERT INTO {_quoted(table)} ({names}) SELECT {values} "
-            f"FROM json_to_recordset(CAST(CAST($1 AS text) AS json)) AS r({declared}) ON CONFLICT {does}"
-        )
-        session.execute(sql, (_json(columns, rows, losses, table),))
-    for key, stamp in _marks(refs):
-        session.execute(
-            'INSERT INTO experiment_tags ("key", value, experiment_id) SELECT CAST($1 AS text), CAST($2 AS text), '
-            "min(experiment_id) FROM experiments HAVING count(*) > 0 "
-            'ON CONFLICT ("key", experiment_id) DO UPDATE SET value = excluded.value',
-            (key, stamp),
-        )
+        ours = any(ref.id == f"@{table}" and ref.origin in known for ref in refs)
+        insert(session, target.shape.tables[table], (table, columns, rows), losses, ours=ours)
+        if table == _MODEL_METRICS:
+            session.execute(_RELINK)
+    for ref in refs:
+        session.execute(_MARK, (f"{STAMP_TAG} {ref.origin}", ref.stamp))
 
 
-def _chunks(
-    target: DatabaseTarget, batches: Iterator[pa.RecordBatch], losses: list[Loss]
-) -> Iterator[tuple[str, list[str], list[tuple[Any, ...]]]]:
+def _insert_sqlite(
+    session: Session, kinds: Mapping[str, str], chunk: _Chunk, losses: list[Loss], *, ours: bool
+) -> None:
+    """Through a table of texts that begin with their type; a real goes as it is in a second column."""
+    table, columns, rows = chunk
+    staged: dict[str, pa.Array] = {}
+    chosen = []
+    for number, (name, values) in enumerate(zip(columns, zip(*rows, strict=True), strict=True)):
+        staged[f"t{number}"] = pa.array([_marked(value, losses, table) for value in values], pa.utf8())
+        staged[f"r{number}"] = pa.array([value if isinstance(value, float) else 0.0 for value in values], pa.float64())
+        text = f"substr(t{number}, 2)"
+        real = text if is_text(kinds[name]) else f"r{number}"
+        chosen.append(
+            f"CASE substr(t{number}, 1, 1) WHEN 'i' THEN CAST({text} AS INTEGER) WHEN 'r' THEN {real} "
+            f"WHEN 'b' THEN unhex({text}) WHEN 't' THEN {text} END"
+        )
+    session.ingest("mlmigrate_rows", pa.table(staged), temporary=True)
+    names = ", ".join(map(_quoted, columns))
+    verb = "REPLACE" if ours else "IGNORE"
+    rows_ = f"SELECT {', '.join(chosen)} FROM mlmigrate_rows ORDER BY rowid"
+    session.execute(f"INSERT OR {verb} INTO {_quoted(table)} ({names}) {rows_}")
+    session.execute("DROP TABLE mlmigrate_rows")
+
+
+def _marked(value: object, losses: list[Loss], table: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | int):
+        return f"i{int(value)}"
+    if isinstance(value, float):
+        return "r"
+    if isinstance(value, bytes):
+        return f"b{value.hex()}"
+    text = str(value).encode("utf-8", "replace").decode()
+    if text != value:
+        losses.append(Loss("", f"text {text[:40]!r} of {table}", "held characters that the database cannot hold"))
+    return f"t{text}"
+
+
+def _insert_postgresql(
+    session: Session, kinds: Mapping[str, str], chunk: _Chunk, losses: list[Loss], *, ours: bool
+) -> None:
+    """As JSON whose values are all text; the casts are PostgreSQL's own."""
+    table, columns, rows = chunk
+    declared = ", ".join(f"{_quoted(name)} text" for name in columns)
+    values = ", ".join(f"CAST(r.{_quoted(name)} AS {_kind(kinds[name])})" for name in columns)
+    names = ", ".join(map(_quoted, columns))
+    does = _update(session, table, columns) if ours else "DO NOTHING"
+    sql = (
+        f"INSERT INTO {_quoted(table)} ({names}) SELECT {values} "
+        f"FROM json_to_recordset(CAST(CAST($1 AS text) AS json)) AS r({declared}) ON CONFLICT {does}"
+    )
+    session.execute(sql, (_json(columns, rows, losses, table),))
+
+
+def _chunks(target: DatabaseTarget, batches: Iterator[pa.RecordBatch], losses: list[Loss]) -> Iterator[_Chunk]:
     """(table, columns that the target has, rows), some rows at once."""
     held: list[dict[str, Any]] = []
     table = ""
@@ -105,7 +142,7 @@ class _Misfits:
         self.target, self.losses = target, losses
         self.counts: dict[tuple[str, str], int] = {}
 
-    def fitted(self, table: str, rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[str], list[tuple[Any, ...]]]]:
+    def fitted(self, table: str, rows: list[dict[str, Any]]) -> Iterator[_Chunk]:
         """The rows as the target's table holds them."""
         shape = self.target.shape
         if not shape.has(table):
@@ -140,15 +177,6 @@ class _Misfits:
             if row.get(f"{end}_type") == "experiment" and str(row.get(f"{end}_id")) in ids:
                 row = {**row, f"{end}_id": str(ids[str(row[f"{end}_id"])])}
         return row
-
-
-def _ours(table: str, refs: Sequence[RunRef], known: Mapping[str, object]) -> bool:
-    """Whether the table's rows came here before from the same estate."""
-    return any(ref.id == f"@{table}" and ref.origin in known for ref in refs)
-
-
-def _marks(refs: Sequence[RunRef]) -> list[tuple[str, str]]:
-    return [(f"{STAMP_TAG} {ref.origin}", ref.stamp) for ref in refs]
 
 
 def _json(columns: list[str], rows: list[tuple[Any, ...]], losses: list[Loss], table: str) -> str:

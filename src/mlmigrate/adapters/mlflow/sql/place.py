@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from mlmigrate.adapters.mlflow import local_artifacts
 from mlmigrate.adapters.mlflow.sql import incoming
-from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, SQLITE, Session
+from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, Session
 from mlmigrate.adapters.mlflow.sql.homes import folder_of
 from mlmigrate.adapters.mlflow.sql.latest import Latest
 from mlmigrate.adapters.mlflow.sql.spool import Spool
@@ -81,14 +81,13 @@ class DatabasePlace:
         """Writes everything at once; may be called again when it failed."""
         _flush(self._files)
         losses: list[Loss] = []
+        known = self._target.arrived() if self._tables else {}
         with self._target.transaction() as session:
             if self._runs:
                 _Writing(self._target, session, self._runs, self._ids, losses).write(self._stamps)
                 self._write_points(session)
-            if session.kind == POSTGRESQL and self._tables:
-                incoming.write_postgresql(self._target, session, self._rows.batches(), self._tables, losses)
-        if self._target.database.kind == SQLITE and self._tables:
-            incoming.write_sqlite(self._target, self._rows.batches(), self._tables, losses)
+            if self._tables:
+                incoming.write(self._target, session, self._rows.batches(), self._tables, known, losses)
         self.losses += losses
         return {run.origin: self._ids[run.id] for run in self._runs} | {ref.origin: ref.id for ref in self._tables}
 

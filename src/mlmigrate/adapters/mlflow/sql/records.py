@@ -13,7 +13,7 @@ import math
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from mlmigrate.adapters.mlflow.sql.connect import OTHER, POSTGRESQL, SQLITE, Database, Session, explained
+from mlmigrate.adapters.mlflow.sql.connect import OTHER, POSTGRESQL, SQLITE, Session, texts
 from mlmigrate.model import Loss, Record, RunRef
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def secret_losses(session: Session, shape: Shape) -> Iterator[Loss]:
                 yield Loss("", f"{count} values of {table}.{column}", reason)
 
 
-def read(database: Database, session: Session, shape: Shape, refs_: Iterable[RunRef]) -> Iterator[Record]:
+def read(session: Session, shape: Shape, refs_: Iterable[RunRef]) -> Iterator[Record]:
     """The rows of the tables that `refs_` stand for."""
     for ref in refs_:
         table = table_of(ref)
         if shape.has(table) and table not in SECRET_TABLES:
-            for number, row in enumerate(_rows(database, session, shape, table)):
+            for number, row in enumerate(_rows(session, shape, table)):
                 yield Record(f"{KIND}{table}", f"{table}/{number}", _owner(row), json.dumps(row, ensure_ascii=False))
 
 
@@ -85,12 +85,12 @@ def _owner(row: dict[str, Any]) -> str:
     return ""
 
 
-def _rows(database: Database, session: Session, shape: Shape, table: str) -> Iterator[dict[str, Any]]:
+def _rows(session: Session, shape: Shape, table: str) -> Iterator[dict[str, Any]]:
     hidden = SECRET_COLUMNS.get(table, ("", ""))[0]
     columns = [one for one in shape.tables[table] if one != hidden]
     where = _where(table, shape)
     if session.kind == SQLITE:
-        yield from _sqlite_rows(database, columns, table, where)
+        yield from _sqlite_rows(session, shape, columns, table, where)
     elif session.kind == POSTGRESQL:
         yield from _postgresql_rows(session, shape, columns, table, where)
     else:
@@ -98,16 +98,39 @@ def _rows(database: Database, session: Session, shape: Shape, table: str) -> Ite
             yield from ({name: _plain(value) for name, value in row.items()} for row in batch.to_pylist())
 
 
-def _sqlite_rows(database: Database, columns: list[str], table: str, where: str) -> Iterator[dict[str, Any]]:
-    # SQLite gives each value its own type, which Arrow's columns would not keep.
-    connection = database.rows()
-    try:
-        with explained(database.shown):
-            names = ", ".join(map(_quoted, columns))
-            for row in connection.execute(f"SELECT {names} FROM {_quoted(table)} WHERE {where}"):
-                yield {name: _plain(value) for name, value in zip(columns, row, strict=True)}
-    finally:
-        connection.close()
+def _sqlite_rows(
+    session: Session, shape: Shape, columns: list[str], table: str, where: str
+) -> Iterator[dict[str, Any]]:
+    """SQLite gives each value a type of its own: the text tells it, a real comes as it is in a second column."""
+    chosen = []
+    for number, name in enumerate(columns):
+        c = _quoted(name)
+        chosen.append(
+            f"CASE typeof({c}) WHEN 'null' THEN '' WHEN 'integer' THEN 'i' || {c} WHEN 'real' THEN 'r' "
+            f"WHEN 'blob' THEN 'b' || hex({c}) ELSE 't' || {c} END AS t{number}"
+        )
+        real = "0.0" if is_text(shape.tables[table][name]) else f"CASE typeof({c}) WHEN 'real' THEN {c} ELSE 0.0 END"
+        chosen.append(f"{real} AS r{number}")
+    for batch in session.batches(f"SELECT {', '.join(chosen)} FROM {_quoted(table)} WHERE {where}"):
+        values = [texts(column) for column in batch.columns]
+        typed = [map(_typed, values[at], values[at + 1]) for at in range(0, len(values), 2)]
+        yield from (dict(zip(columns, row, strict=True)) for row in zip(*typed, strict=True))
+
+
+def _typed(text: str, real: float) -> object:
+    kind, rest = text[:1], text[1:]
+    if kind == "i":
+        return int(rest)
+    if kind == "r":
+        return _plain(real)
+    if kind == "b":
+        return _plain(bytes.fromhex(rest))
+    return rest if kind else None
+
+
+def is_text(declared: str) -> bool:
+    """Whether SQLite keeps no real number in a column of this type."""
+    return any(word in declared.upper() for word in ("CHAR", "CLOB", "TEXT"))
 
 
 def _postgresql_rows(

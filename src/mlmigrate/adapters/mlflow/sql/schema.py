@@ -33,7 +33,7 @@ _TABLES = {
     "WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%' ORDER BY m.name, p.cid",
     POSTGRESQL: "SELECT table_name::text, column_name::text, (data_type || coalesce('(' || "
     "character_maximum_length || ')', ''))::text, 0::bigint FROM information_schema.columns "
-    "WHERE table_schema = current_schema() ORDER BY table_name, ordinal_position",
+    "WHERE table_schema = current_schema() AND is_generated = 'NEVER' ORDER BY table_name, ordinal_position",
 }
 _INDEXES = {
     SQLITE: "SELECT count(*) FROM pragma_index_list('metrics') l, pragma_index_info(l.name) i "

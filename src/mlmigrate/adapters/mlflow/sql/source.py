@@ -197,7 +197,7 @@ class DatabaseReading:
         written_to: Callable[[], list[Loss]],
     ) -> None:
         self.losses: list[Loss] = []
-        self._database, self._session, self._shape, self._finder = place, session, found, finder
+        self._session, self._shape, self._finder = session, found, finder
         self._written_to = written_to
         self._tables = [ref for ref in refs if ref.kind == "records"]
         wanted = {ref.id: ref for ref in refs if ref.kind == "run"}
@@ -220,7 +220,7 @@ class DatabaseReading:
 
     def records(self) -> Iterator[Record]:
         """The rows of the tables."""
-        yield from records.read(self._database, self._session, self._shape, self._tables)
+        yield from records.read(self._session, self._shape, self._tables)
         self.losses += self._written_to()
 
     def close(self) -> None:
