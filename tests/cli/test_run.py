@@ -26,6 +26,14 @@ def command(json):
     {body}
 run(command)
 """
+CLEANING = """
+    try:
+        print("working", flush=True)
+        time.sleep(30)
+    finally:
+        print("cleaning", flush=True)
+        {body}
+"""
 
 
 def started(body, *arguments):
@@ -48,8 +56,8 @@ def test_a_signal_stops_with_130(number):
 
 
 def test_a_second_signal_stops_at_once():
-    body = "\n    try:\n        time.sleep(30)\n    finally:\n        print('cleaning', flush=True); time.sleep(30)"
-    process = started(body)
+    process = started(CLEANING.format(body="time.sleep(30)"))
+    assert process.stdout.readline() == "working\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "cleaning\n"
     time.sleep(1.1)
@@ -59,11 +67,8 @@ def test_a_second_signal_stops_at_once():
 
 
 def test_an_echo_of_the_first_signal_does_not_break_the_cleaning():
-    body = (
-        "\n    try:\n        time.sleep(30)\n    finally:\n"
-        "        print('cleaning', flush=True); time.sleep(0.3); print('clean', flush=True)"
-    )
-    process = started(body)
+    process = started(CLEANING.format(body="time.sleep(0.3); print('clean', flush=True)"))
+    assert process.stdout.readline() == "working\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "cleaning\n"
     process.send_signal(signal.SIGINT)

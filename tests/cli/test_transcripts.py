@@ -13,7 +13,15 @@ transcript = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(transcript)
 
 
-@pytest.mark.parametrize("file", sorted(HERE.glob("*.md")), ids=lambda file: file.stem)
+LONG = ("archive", "database", "demo", "export")  # of many commands, each a process of its own
+
+
+def transcripts():
+    for file in sorted(HERE.glob("*.md")):
+        yield pytest.param(file, id=file.stem, marks=pytest.mark.slow if file.stem in LONG else ())
+
+
+@pytest.mark.parametrize("file", transcripts())
 def test_it_goes_as_written(file, tmp_path):
     demo.make(tmp_path)
     steps = transcript.steps(file.read_text(encoding="utf-8"))
