@@ -115,13 +115,13 @@ INSERT INTO experiment_tags VALUES ('team', 'a', 12), ('mlflow.note.content', 'Z
 und mehr', 12);
 INSERT INTO runs VALUES ('{RUN}', 'eager-sun', 'PROJECT', 'train.py', 'main', 'älice', 'FAILED', 1700000000000,
     1700000000001, 'abc', 'active', '/somewhere/12/{RUN}/artifacts', 12, NULL);
-INSERT INTO runs VALUES ('{"b" * 32}', 'child', 'UNKNOWN', '', '', '', 'RUNNING', NULL, NULL, '', 'deleted',
+INSERT INTO runs VALUES ('{"b" * 32}', 'child', 'UNKNOWN', '', '', '', 'RUNNING', 0, NULL, '', 'deleted',
     's3://bucket/5/{"b" * 32}/artifacts', 5, 1700000000009);
 INSERT INTO tags VALUES ('mlflow.parentRunId', '{RUN}', '{"b" * 32}'), ('empty', '', '{RUN}');
 INSERT INTO params VALUES ('p', '{"é" * 8000}', '{RUN}'), ('q', 'a''b";--', '{RUN}');
 INSERT INTO metrics VALUES ('loss', 0.0, 3, '{RUN}', 2, 1),
     ('loss', -1.7976931348623157e308, 1, '{RUN}', 1, 0),
-    ('loss', 1.7976931348623157e308, 2, '{RUN}', 4611686018427387904, 0), 
+    ('loss', 1.7976931348623157e308, 2, '{RUN}', 4611686018427387904, 0),
     ('loss', 0.1, 2, '{RUN}', -9007199254740993, 0),
     ('acc/é x', 5e-324, 9007199254740993, '{"b" * 32}', 0, 0);
 INSERT INTO latest_metrics VALUES ('loss', 1.7976931348623157e308, 2, 4611686018427387904, 0, '{RUN}'),
@@ -321,6 +321,16 @@ class TestFilledTarget:
         assert (names[RUN], names["b" * 32]) == ("theirs", "child")
 
 
+def test_a_run_without_a_start_gets_one_for_mlflow_opens_none_without(full, tmp_path):
+    source, target = tmp_path / "source.db", tmp_path / "new.db"
+    source.write_bytes(full.read_bytes())
+    with sqlite3.connect(source) as connection:
+        connection.execute("UPDATE runs SET start_time = NULL WHERE run_uuid = ?", [RUN])
+    report = carry(sqlite_address(source), sqlite_address(target), tmp_path)
+    assert [(loss.run, loss.what) for loss in report.losses] == [(RUN, "no start time")]
+    assert {row["start_time"] for row in sqlite_tables(target)["runs"]} == {0}
+
+
 class TestArtifacts:
     def source(self, full, tmp_path):
         path = tmp_path / "estate" / "source.db"
@@ -438,7 +448,7 @@ def test_mlflow_itself_opens_the_result_and_reads_every_run(full, tmp_path):
     assert seen[RUN][:5] == ["größe 模型", "eager-sun", "FAILED", 1700000000000, "active"]
     assert seen[RUN][5] == {"p": "é" * 8000, "q": "a'b\";--"}
     assert (seen[RUN][6], sorted(seen[RUN][7]), seen[RUN][8]) == ({"empty": ""}, sorted(points), "train")
-    assert seen["b" * 32][:5] == ["gone", "child", "RUNNING", None, "deleted"]
+    assert seen["b" * 32][:5] == ["gone", "child", "RUNNING", 0, "deleted"]
     assert (int(new) > 12, models, int(version)) == (True, ["rm"], 3)
     assert sqlite_tables(target)["alembic_version"] == [{"version_num": HEAD}]
 
