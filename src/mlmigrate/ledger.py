@@ -39,6 +39,7 @@ create table if not exists loss (
     origin text not null, run text not null, experiment text not null, what text not null, because text not null
 );
 create index if not exists loss_origin on loss (origin);
+create table if not exists oddity (run text not null, experiment text not null, what text not null, because text not null);
 """
 
 
@@ -85,7 +86,7 @@ class Ledger:
                 raise
         return cls(db, lock)
 
-    def begin(self, todo: int, already: int, oddities: Sequence[Loss] = ()) -> None:
+    def begin(self, todo: int, already: int) -> None:
         """A command begins: so many runs are to do, so many were there."""
         with self._writing():
             self._db.execute("delete from run where state = 'failed'")
@@ -94,7 +95,6 @@ class Ledger:
                 "update copy set started = ?, ended = null, pid = ?, runs = ?, already = ?, points = 0, size = 0",
                 (time.time(), os.getpid(), todo + already, already),
             )
-            self._insert_losses("", oddities)
 
     def arrived(self, refs: Sequence[RunRef], receipt: Receipt) -> None:
         """A pack arrived; one transaction."""
@@ -142,9 +142,14 @@ class Ledger:
         with self._writing():
             self._insert_losses("", losses)
 
-    def end(self) -> None:
-        """The command is over."""
+    def end(self, oddities: Sequence[Loss] = ()) -> None:
+        """The command is over; `oddities` is what was strange about the source."""
         with self._writing():
+            self._db.execute("delete from oddity")
+            self._db.executemany(
+                "insert into oddity values (?, ?, ?, ?)",
+                [(clean(one.run), clean(one.experiment), clean(one.what), clean(one.because)) for one in oddities],
+            )
             self._db.execute("update copy set ended = ?, pid = 0", (time.time(),))
 
     def close(self) -> None:
@@ -227,6 +232,12 @@ def losses(file: Path) -> Sequence[Loss]:
     """Everything that did not arrive as it was."""
     with _reading(file) as db:
         return [Loss(*row) for row in db.execute("select run, what, because, experiment from loss order by rowid")]
+
+
+def oddities(file: Path) -> Sequence[Loss]:
+    """What was strange about the source when it was read last."""
+    with _reading(file) as db:
+        return [Loss(*row) for row in db.execute("select run, what, because, experiment from oddity order by rowid")]
 
 
 def ids(file: Path) -> Sequence[tuple[str, str]]:

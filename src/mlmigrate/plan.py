@@ -60,7 +60,7 @@ def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
             lines=tuple(count.lines()),
             already=sum(ref.kind == "run" for ref in seen.already),
             losses=(*seen.losses, *count.losses),
-            oddities=seen.oddities,
+            oddities=tuple(places.source.oddities()),  # some are known only once the runs were read
             rules=tuple(count.rules()),
             quick=quick,
         )

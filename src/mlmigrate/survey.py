@@ -57,7 +57,6 @@ class Survey:
     already: Sequence[RunRef]
     arrived: Mapping[str, Arrival]
     losses: tuple[Loss, ...]
-    oddities: tuple[Loss, ...]
 
 
 _open: dict[str, Places] = {}
@@ -104,7 +103,7 @@ def survey(places: Places) -> Survey:
     for ref in wanted_refs(places.source, places.recipe, places.steps, experiments):
         there = arrived.get(ref.origin)
         (already if there is not None and there.stamp == ref.stamp != UNKNOWN_STAMP else todo).append(ref)
-    return Survey(experiments, todo, already, arrived, tuple(losses), tuple(places.source.oddities()))
+    return Survey(experiments, todo, already, arrived, tuple(losses))
 
 
 def wanted_experiments(source: Source, recipe: Recipe, steps: Steps) -> tuple[dict[str, Experiment], list[Loss]]:

@@ -122,6 +122,7 @@ class _Work:
     away: int = 0
     bug: Exception | None = None
     stopped: bool = False
+    oddities: tuple[Loss, ...] = ()
 
     @property
     def runs(self) -> list[RunRef]:
@@ -131,7 +132,7 @@ class _Work:
         """Tells everyone what there is to do, and prepares the target."""
         todo = self.survey.todo
         self.progress.begin("copy", len(todo), sum(ref.points for ref in todo), sum(ref.size for ref in todo))
-        self.ledger.begin(len(todo), len(self.survey.already), self.survey.oddities)
+        self.ledger.begin(len(todo), len(self.survey.already))
         self._lose(self.survey.losses)
         self._lose(
             self.places.steps.do("experiments", self.places.target.prepare, list(self.survey.experiments.values()))
@@ -229,8 +230,10 @@ class _Work:
         self._lose(self.places.steps.do("references", self.places.target.finish, done, ids))
 
     def close(self) -> None:
+        """Ends it for everyone. Some oddities are known only once the runs were read."""
+        self.oddities = tuple(self.places.source.oddities())
         self.progress.end()
-        self.ledger.end()
+        self.ledger.end(self.oddities)
 
     def report(self) -> Report:
         already = sum(ref.kind == "run" for ref in self.survey.already)
@@ -240,7 +243,7 @@ class _Work:
             already=already,
             failed=tuple(self.failed.values()),
             losses=tuple(self.losses),
-            oddities=self.survey.oddities,
+            oddities=self.oddities,
             points=self.points,
             artifacts=self.artifacts,
             size=self.size,

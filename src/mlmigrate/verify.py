@@ -174,7 +174,6 @@ class _Comparison:
             self._match(ref, targets)
         if not self.both.arrived:
             self._extra(targets)
-        self.losses += [*self.both.source.oddities()]
 
     def _match(self, ref: RunRef, targets: Mapping[str, RunRef]) -> None:
         arrival = self.both.arrived.get(ref.origin)
