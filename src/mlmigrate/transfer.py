@@ -130,9 +130,9 @@ class _Work:
 
     def open(self) -> None:
         """Tells everyone what there is to do, and prepares the target."""
-        todo = self.survey.todo
+        todo = [ref for ref in self.survey.todo if ref.kind == "run"]
         self.progress.begin("copy", len(todo), sum(ref.points for ref in todo), sum(ref.size for ref in todo))
-        self.ledger.begin(len(todo), len(self.survey.already))
+        self.ledger.begin(len(todo), len(self.runs) - len(todo))
         self._lose(self.survey.losses)
         self._lose(
             self.places.steps.do("experiments", self.places.target.prepare, list(self.survey.experiments.values()))

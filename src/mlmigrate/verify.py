@@ -96,6 +96,7 @@ class _Both:
     steps: Steps
     progress: Progress
     arrived: Mapping[str, Arrival]
+    files_stay: bool
 
 
 @contextmanager
@@ -108,7 +109,8 @@ def _opened(job: Job, progress: Progress) -> Iterator[_Both]:
         there = registry.open_source(job.target, context)
         stack.callback(there.close)
         limits, arrived = _as_target(job, context)
-        yield _Both(source, there, Recipe(job.selection, job.mapping, limits), steps, progress, arrived)
+        files_stay = job.target_settings.artifacts_to == "keep"
+        yield _Both(source, there, Recipe(job.selection, job.mapping, limits), steps, progress, arrived, files_stay)
 
 
 def _as_target(job: Job, context: Context) -> tuple[Limits, Mapping[str, Arrival]]:
@@ -336,6 +338,8 @@ class _Comparison:
             yield name, getattr(meant, name), getattr(found, name)
         if limits.deleted_times:
             yield "deleted_at", meant.deleted_at, found.deleted_at
+        if self.both.files_stay:  # then no file is read, and both places must name the same ones
+            yield "artifact_uri", meant.artifact_uri, found.artifact_uri
         yield "experiment", self._name(meant.experiment), self._there_name(found.experiment)
         parts = self.both.recipe.selection.parts
         if "params" in parts:
