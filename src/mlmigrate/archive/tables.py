@@ -101,9 +101,10 @@ class Rows:
         self._text = 0
 
     def add(self, row: Row) -> None:
-        """Adds a row."""
+        """Adds a row; its long text, where it has one, is its last value."""
         self._held.append(row)
-        self._text += sum(len(value) for value in row if isinstance(value, str))
+        if row[-1].__class__ is str:
+            self._text += len(row[-1])
         if len(self._held) >= ROWS or self._text >= TEXT:
             self._write()
 

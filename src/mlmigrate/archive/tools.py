@@ -195,13 +195,12 @@ class _Check:
 
     def _artifacts(self, commit: Commit) -> Iterator[Finding]:
         entries = {unescape(entry.id): entry for entry in commit.runs}
-        for row in self._tables.rows(commit, "artifacts"):
-            wrong = self._blob(row["sha256"], row["size"])
+        for owner, path, size, sha256 in self._tables.rows(commit, "artifacts"):
+            wrong = self._blob(sha256, size)
             if wrong:
-                entry = entries.get(row["owner"])
+                entry = entries.get(owner)
                 experiment = unescape(entry.experiment) if entry else ""
-                what = f"artifact {row['path']}: {wrong}"
-                yield Finding("!", self._names.get(experiment, experiment), row["owner"], what)
+                yield Finding("!", self._names.get(experiment, experiment), owner, f"artifact {path}: {wrong}")
 
     def _blob(self, sha256: str, size: int) -> str:
         """What is wrong with a blob; each is read once."""
@@ -304,6 +303,6 @@ class _Prune:
 
 
 def _blobs_of(tables: Tables, commit: Commit) -> Iterator[bytes]:
-    for row in tables.rows(commit, "artifacts"):
-        if layout.is_blob(row["sha256"]):
-            yield bytes.fromhex(row["sha256"])
+    for _, _, _, sha256 in tables.rows(commit, "artifacts"):
+        if layout.is_blob(sha256):
+            yield bytes.fromhex(sha256)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmigrate.archive.layout import sha256_of
+from mlmigrate.archive.layout import SCHEMAS, sha256_of
 from mlmigrate.errors import BadData
 from mlmigrate.model import NAMES, DatasetInput, Experiment, Record, Run, Value
 
@@ -39,12 +39,10 @@ def unescape(text: str) -> str:
     return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text) if ESCAPE in text else text
 
 
-def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+def rows_of(table: pa.Table) -> Iterator[Row]:
     """The rows of a table, texts unescaped."""
     for batch in table.to_batches(max_chunksize=10_000):
-        columns = [_plain(batch.column(field.name), field.type) for field in batch.schema]
-        for values in zip(*columns, strict=True):
-            yield dict(zip(batch.schema.names, values, strict=True))
+        yield from zip(*(_plain(batch.column(field.name), field.type) for field in batch.schema), strict=True)
 
 
 def table_of(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
@@ -150,51 +148,46 @@ def experiment_row(one: Experiment) -> Row:
     return one.id, one.name, one.tags, one.created, one.updated, one.deleted, one.artifact_root
 
 
-def experiment_of(row: Mapping[str, Any]) -> Experiment:
+def experiment_of(row: Row) -> Experiment:
     """The experiment of a row."""
-    return Experiment(**row)
+    return Experiment(*row)
 
 
-def record_of(row: Mapping[str, Any]) -> Record:
+def record_of(row: Row) -> Record:
     """The record of a row."""
-    return Record(row["kind"], row["id"], row["owner"], row["body"])
+    return Record(*row[1:])
 
 
 def runs_of(
-    runs: Iterable[Mapping[str, Any]],
-    attributes: Iterable[Mapping[str, Any]],
-    inputs: Iterable[Mapping[str, Any]],
-    records: Iterable[Mapping[str, Any]],
-) -> list[Run]:
+    runs: Iterable[Row], attributes: Iterable[Row], inputs: Iterable[Row], records: Iterable[Row]
+) -> Iterator[Run]:
     """The runs, put together again from the rows of four tables."""
-    parts: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in attributes:
-        value = untyped(row["type"], row["value"])
-        parts.setdefault((row["run"], row["role"]), {})[row["name"]] = value
-    given = _by_run(inputs, _input_of)
+    params, tags, system = (dict[str, dict[str, Any]]() for _ in range(3))
+    roles = {"param": params, "tag": tags, "system": system}
+    for run, role, name, kind, text in attributes:
+        if role not in roles:
+            raise BadData(f"The archive holds an attribute of the role {role!r:.20}, which nobody knows.")
+        value = text if kind == "str" and text is not None else untyped(kind, text)
+        roles[role].setdefault(run, {})[name] = value
+    given = _by_run(inputs, lambda row: DatasetInput(*row[1:]))
     kept = _by_run(records, record_of)
-    return [
-        Run(
-            **row,
-            params=parts.get((row["id"], "param"), {}),
-            tags=parts.get((row["id"], "tag"), {}),
-            system=parts.get((row["id"], "system"), {}),
-            inputs=tuple(given.get(row["id"], ())),
-            records=tuple(kept.get(row["id"], ())),
+    for row in runs:
+        id_ = row[0]
+        yield Run(
+            **dict(zip(SCHEMAS["runs"].names, row, strict=True)),
+            params=params.get(id_, {}),
+            tags=tags.get(id_, {}),
+            system=system.get(id_, {}),
+            inputs=tuple(given.get(id_, ())),
+            records=tuple(kept.get(id_, ())),
         )
-        for row in runs
-    ]
 
 
-def _by_run(rows: Iterable[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], T]) -> dict[str, list[T]]:
+def _by_run(rows: Iterable[Row], make: Callable[[Row], T]) -> dict[str, list[T]]:
     found: dict[str, list[T]] = {}
     for row in rows:
-        found.setdefault(row["run"], []).append(make(row))
+        found.setdefault(row[0], []).append(make(row))
     return found
-
-
-def _input_of(row: Mapping[str, Any]) -> DatasetInput:
-    return DatasetInput(**{name: value for name, value in row.items() if name != "run"})
 
 
 def typed(value: Value) -> tuple[str, str | None]:  # noqa: PLR0911  one for each type
