@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -19,6 +20,10 @@ HTML = "a login page with status 200, not done"
 TWICE = "the request reaches the server twice"
 HANG = "no answer for longer than anyone waits"
 
+EARLY = {  # answered without asking the server
+    BUSY: (429, [("Retry-After", "0.1")], b"slow down"),
+    HTML: (200, [("Content-Type", "text/html")], b"<!doctype html><p>Log in"),
+}
 Rule = Callable[[int, str, str], str | None]  # number of the request from 1, method, path -> fault
 
 
@@ -55,7 +60,7 @@ class Proxy:
         finally:
             there.close()
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[BaseHTTPRequestHandler]:  # noqa: C901  # a class of short methods
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,27 +70,30 @@ class Proxy:
             def handle_one(self) -> None:
                 body = self._body()
                 fault = proxy.fault_of(self.command, self.path)
-                if fault == BEFORE:
-                    return self._break()
-                if fault == BUSY:
-                    return self._answer(429, [("Retry-After", "0.1")], b"slow down")
-                if fault == HTML:
-                    return self._answer(200, [("Content-Type", "text/html")], b"<!doctype html><p>Log in")
                 if fault == HANG:
                     time.sleep(30)
-                    return self._break()
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "transfer-encoding", "connection")}
+                if fault in (BEFORE, HANG):
+                    self._break()
+                elif fault in EARLY:
+                    self._answer(*EARLY[fault])
+                else:
+                    self._forwarded(fault, body)
+
+            def _forwarded(self, fault: str | None, body: bytes) -> None:
+                left_out = ("host", "transfer-encoding", "connection")
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in left_out}
                 if fault == TWICE:
                     proxy.forward(self.command, self.path, body, headers)
                 status, answered, data = proxy.forward(self.command, self.path, body, headers)
-                if fault == LOST:
-                    return self._break()
-                if fault == ERROR_AFTER:
-                    return self._answer(500, [], b"oops")
                 kept = [(k, v) for k, v in answered if k.lower() in ("content-type", "location", "retry-after")]
-                return self._answer(status, kept, data, cut=fault == TRUNCATED)
+                if fault == LOST:
+                    self._break()
+                elif fault == ERROR_AFTER:
+                    self._answer(500, [], b"oops")
+                else:
+                    self._answer(status, kept, data, cut=fault == TRUNCATED)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_one  # noqa: N815  # http.server's names
 
             def _body(self) -> bytes:
                 if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -109,10 +117,8 @@ class Proxy:
 
             def _break(self) -> None:
                 self.close_connection = True
-                try:
+                with contextlib.suppress(OSError):
                     self.connection.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
 
             def log_message(self, *args) -> None: ...
 

@@ -63,7 +63,9 @@ def environment(version: str) -> Path:
     if uv is None:
         raise RuntimeError(f"uv is needed to make an environment of MLflow {version}: pip install uv")
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, home], check=True)
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", home / "bin" / "python", *RECIPES[version]], check=True)
+    subprocess.run(
+        [uv, "pip", "install", "--quiet", "--python", home / "bin" / "python", *RECIPES[version]], check=True
+    )
     return home / "bin"
 
 

@@ -15,7 +15,9 @@ TESTS = Path(__file__).resolve().parents[3]
 def _load(name: str):
     """A helper beside the tests, which are no package."""
     if name not in sys.modules:
-        (file,) = [folder / f"{name}.py" for folder in (TESTS, Path(__file__).parent) if (folder / f"{name}.py").exists()]
+        (file,) = [
+            folder / f"{name}.py" for folder in (TESTS, Path(__file__).parent) if (folder / f"{name}.py").exists()
+        ]
         spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module

@@ -37,10 +37,8 @@ class Database:
         self._db = sqlite3.connect(f"file:{server.database}?mode=ro", uri=True, timeout=30)
 
     def run(self, run) -> tuple:
-        (row,) = self._db.execute(
-            f"select {COLUMNS} from runs where run_uuid in (select run_uuid from tags where key = 'mlmigrate.origin' and value = ?)",
-            [run.origin],
-        ).fetchall()
+        ours = "select run_uuid from tags where key = 'mlmigrate.origin' and value = ?"
+        (row,) = self._db.execute(f"select {COLUMNS} from runs where run_uuid in ({ours})", [run.origin]).fetchall()
         return row
 
     def tags(self, id_: str) -> dict[str, str]:

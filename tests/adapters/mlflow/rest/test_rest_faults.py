@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
 from collections import Counter
 
-import faults
 import pytest
+from rest_helpers import Database, estate, fresh
 
+import faults
 from mlmigrate.adapters.base import Context
 from mlmigrate.adapters.memory import Held
 from mlmigrate.adapters.mlflow import open_source
@@ -17,7 +19,6 @@ from mlmigrate.errors import Unavailable
 from mlmigrate.steps import Steps
 from mlmigrate.testing.conformance import copy
 from mlmigrate.testing.samples import START, series
-from rest_helpers import Database, estate, fresh
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +32,9 @@ def _quick(monkeypatch):
 
 def some_runs(n=6):
     parent = fresh("parent")
-    runs = [parent, *(fresh(f"run {i}", params={"p": str(i)}, tags={"mlflow.parentRunId": parent.id}) for i in range(n))]
-    runs.append(fresh("deleted", deleted=True))
+    tags = {"mlflow.parentRunId": parent.id}
+    children = [fresh(f"run {i}", params={"p": str(i)}, tags=tags) for i in range(n)]
+    runs = [parent, *children, fresh("deleted", deleted=True)]
     return [
         Held(run, series(run, {"m": [(i, START + i, i / 7) for i in range(50)]}), {(run.id, "a/b.txt"): b"x" * 1000})
         for run in runs
@@ -141,10 +143,8 @@ def test_a_create_that_reached_the_server_twice_leaves_one_run(current, proxy_of
 def test_a_server_that_went_away_half_way_is_taken_up_again(current, proxy_of, tmp_path):
     place = estate(*some_runs())
     proxy = proxy_of(current.url, rule=lambda number, *request: faults.BEFORE if number > 25 else None)
-    try:
+    with contextlib.suppress(Unavailable):
         assert copy(place, parse(f"mlflow:{proxy.url}"), tmp_path / "l", tries=2).failed
-    except Unavailable:
-        pass
     report = copy(place, parse(f"mlflow:{current.url}"), tmp_path / "other")
     assert report.failed == ()
     assert_whole(current, place)
@@ -163,7 +163,10 @@ def test_reading_through_faults_reads_all(kind, server, proxy_of, tmp_path):
         assert len(reading.runs) == len(ids)
         assert reading.losses == []
     source.close()
-    assert points == sqlite3.connect(server.database, timeout=30).execute(
-        f"select count(*) from metrics where run_uuid in ({','.join('?' * len(ids))})", list(ids)
-    ).fetchone()[0]
+    assert (
+        points
+        == sqlite3.connect(server.database, timeout=30)
+        .execute(f"select count(*) from metrics where run_uuid in ({','.join('?' * len(ids))})", list(ids))
+        .fetchone()[0]
+    )
     assert files == ["a/b.txt"] * len(ids)

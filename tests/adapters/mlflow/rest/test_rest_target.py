@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from rest_helpers import Database, estate, fresh, ours
 
 from mlmigrate.adapters.base import Context
 from mlmigrate.adapters.memory import Held
@@ -17,9 +18,9 @@ from mlmigrate.address import parse
 from mlmigrate.model import DatasetInput, Experiment
 from mlmigrate.testing.conformance import copy
 from mlmigrate.testing.samples import START, series
-from rest_helpers import Database, estate, fresh, ours
 
 pytestmark = pytest.mark.slow
+
 
 def test_times_user_status_and_name_arrive_as_they_were(server, tmp_path):
     runs = [
@@ -49,7 +50,7 @@ def test_params_tags_and_points_arrive_as_they_were(server, tmp_path):
     id_ = db.run(run)[0]
     assert db.params(id_) == run.params
     assert ours(db.tags(id_)) == run.tags
-    expected = [(key, s, t, "NaN" if v != v else v) for key, rows in metrics.items() for s, t, v in rows]
+    expected = [(key, s, t, "NaN" if math.isnan(v) else v) for key, rows in metrics.items() for s, t, v in rows]
     assert db.points(id_) == Counter(expected)
 
 
@@ -69,7 +70,13 @@ def test_a_run_without_a_name_is_named_by_its_id_and_that_is_said(current, tmp_p
 
 def test_files_arrive_byte_by_byte_whatever_their_names(server, tmp_path):
     run = fresh("files")
-    files = {"a b/ünï 模型.txt": b"x", "large.bin": bytes(range(256)) * 9000, "empty": b"", "q?x=1&y.txt": b"q", "p+%.txt": b"p"}
+    files = {
+        "a b/ünï 模型.txt": b"x",
+        "large.bin": bytes(range(256)) * 9000,
+        "empty": b"",
+        "q?x=1&y.txt": b"q",
+        "p+%.txt": b"p",
+    }
     held = Held(run, artifacts={(run.id, path): data for path, data in files.items()})
     report = copy(estate(held), parse(f"mlflow:{server.url}"), tmp_path / "l")
     assert report.failed == ()
@@ -94,7 +101,9 @@ def test_references_between_runs_are_those_of_the_target(server, tmp_path):
     logged = fresh("logged")
     logged.tags["mlflow.log-model.history"] = history.replace("SELF", logged.id)
     stray = fresh("stray", tags={"mlflow.parentRunId": "f" * 32})
-    report = copy(estate(*map(Held, (child, gone, logged, stray, parent))), parse(f"mlflow:{server.url}"), tmp_path / "l")
+    report = copy(
+        estate(*map(Held, (child, gone, logged, stray, parent))), parse(f"mlflow:{server.url}"), tmp_path / "l"
+    )
     db = Database(server)
     there = db.run(parent)[0]
     tags = db.tags(db.run(child)[0])
@@ -156,7 +165,10 @@ def test_a_run_that_changed_is_brought_up_to_date(server, tmp_path):
     copy(place, parse(f"mlflow:{server.url}"), tmp_path / "l")
     id_ = Database(server).run(run)[0]
     fields = {"stamp": "later", "name": "renamed", "status": "FAILED", "end": START + 5, "deleted": True}
-    fields |= {"params": {"a": "1", "b": "other", "c": "3"}, "tags": {"same": "z", "new": "", "mlflow.runName": "renamed"}}
+    fields |= {
+        "params": {"a": "1", "b": "other", "c": "3"},
+        "tags": {"same": "z", "new": "", "mlflow.runName": "renamed"},
+    }
     changed = replace(run, **fields)
     place.held[run.origin] = Held(changed, series(run, {"m": [(0, START, 1.0), (1, START, 2.0)]}))
     report = copy(place, parse(f"mlflow:{server.url}"), tmp_path / "l")

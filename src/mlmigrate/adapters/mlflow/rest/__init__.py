@@ -5,7 +5,7 @@ auth       who we are to a server                   artifacts  files behind a se
 server     what a server is and can do              histories  points read by the fastest route
 source     a server read                            target     a server written
 place      a pack being written                     writing    the calls that write a run
-uploads    files put behind a server
+uploads    files put behind a server            records    models, traces: what belongs to no run
 """
 
 from __future__ import annotations

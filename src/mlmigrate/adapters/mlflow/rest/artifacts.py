@@ -168,6 +168,10 @@ class Shelf:
                 return list(repository_artifacts(uri, run, self.allow))
             except MigrateError:  # MLflow or the credentials are missing here: the server has them
                 pass
+        if folder is None and run.startswith("@"):
+            because = f"nobody allowed it; to read it: --allow-artifacts {shown(uri)}"
+            self.losses.append(Loss(run, f"artifacts at {shown(uri)}", because))
+            return []
         root = Root(run, folder)
         try:
             return list(self._walk(root, "", 0))

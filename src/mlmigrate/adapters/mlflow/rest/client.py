@@ -83,7 +83,7 @@ def _explain_status(error: _Failure) -> MigrateError:
         return Refused(f"{where} refused the credentials ({error.status}){said}", error.told)
     if 300 <= error.status < 400:  # noqa: PLR2004  # HTTP's redirects
         to = urlsplit(error.headers.get("Location", "")).netloc.rpartition("@")[2]
-        return NotFound(f"{where} answered {error.status}: MLflow is elsewhere ({to or 'not said where'}).",
+        return MigrateError(f"{where} answered {error.status}: MLflow is elsewhere ({to or 'not said where'}).",
                         "Redirects are not followed. If you trust that place, give its address.")  # fmt: skip
     if b"RESOURCE_ALREADY_EXISTS" in error.body or error.status == 409:  # noqa: PLR2004
         return Conflict(f"{where}: it is there already{said}")

@@ -22,6 +22,7 @@ from mlmigrate.adapters.mlflow.rest.artifacts import Shelf
 from mlmigrate.adapters.mlflow.rest.auth import login
 from mlmigrate.adapters.mlflow.rest.client import Client
 from mlmigrate.adapters.mlflow.rest.histories import IN_FLIGHT, BulkRoute, Histories, Wanted, expected
+from mlmigrate.adapters.mlflow.rest.records import PREFIX, Things
 from mlmigrate.adapters.mlflow.rest.server import Server, probe
 from mlmigrate.adapters.mlflow.rest.wire import (
     DatasetInput,
@@ -68,6 +69,8 @@ class RestSource:
         self._bulk = BulkRoute(client, works=not client.login.databricks)
         self._experiments: list[Experiment] | None = None
         self._oddities: list[Loss] = []
+        self._things = Things(client, server)
+        self._with_models: dict[str, bool] = {}
 
     def experiments(self) -> Sequence[Experiment]:
         """All experiments, oldest first."""
@@ -81,6 +84,8 @@ class RestSource:
         for start in range(0, len(ids), EXPERIMENTS_PER_SEARCH):
             for run in self._pages(ids[start : start + EXPERIMENTS_PER_SEARCH]):
                 yield _ref(run)
+        self._oddities = []
+        yield from self._things.refs(ids, self._oddities)
 
     def _pages(self, experiments: Sequence[str]) -> Iterator[WireRun]:
         seen: set[str] = set()
@@ -101,11 +106,20 @@ class RestSource:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _reading(self, refs: Sequence[RunRef], pool: Executor) -> RestReading:
+        things, refs = [ref for ref in refs if ref.kind == "records"], [ref for ref in refs if ref.kind == "run"]
         found = {run.id: run for some in pool.map(self._fetch, _batches(refs, IDS_PER_SEARCH)) for run in some}
+        with_inputs = [run.id for run in found.values() if self._may_have_model_inputs(run.info.experiment_id)]
+        found |= {run.id: run for run in pool.map(self._get, with_inputs) if run is not None}
         gone = [ref for ref in refs if ref.id not in found]
         losses = [Loss(ref.id, "the run", "it is not on the server any more", ref.experiment) for ref in gone]
         pairs = [(ref, found[ref.id]) for ref in refs if ref.id in found]
-        return RestReading(self, pairs, pool, losses)
+        return RestReading(self, pairs, things, pool, losses)
+
+    def _may_have_model_inputs(self, experiment: str) -> bool:
+        """Model inputs come with runs/get alone, a request for each run: asked only where there are models."""
+        if experiment not in self._with_models:
+            self._with_models[experiment] = self._things.any_models(experiment)
+        return self._with_models[experiment]
 
     def _fetch(self, refs: Sequence[RunRef]) -> list[WireRun]:
         """The runs of these refs that are there."""
@@ -151,6 +165,10 @@ class RestSource:
         """What reads files."""
         return Shelf(self._client, pool, self._allow)
 
+    def things(self) -> tuple[Things, list[str]]:
+        """What reads all that belongs to no run, and the experiments to look in."""
+        return self._things, [experiment.id for experiment in self.experiments()]
+
     @property
     def distinct(self) -> bool:
         """Whether the server's store cannot hold a point twice."""
@@ -163,6 +181,7 @@ class RestReading:
 
     _source: RestSource
     _pairs: Sequence[tuple[RunRef, WireRun]]
+    _things: Sequence[RunRef]
     _pool: Executor
     losses: list[Loss]
 
@@ -180,12 +199,19 @@ class RestReading:
     def artifacts(self) -> Iterator[Artifact]:
         """All files."""
         shelf = self._source.shelf(self._pool)
-        yield from shelf.of([(wire.id, wire.info.artifact_uri) for _, wire in self._pairs])
+        roots = [(wire.id, wire.info.artifact_uri) for _, wire in self._pairs]
+        if self._things:
+            things, experiments = self._source.things()
+            roots += [root for ref in self._things for root in things.roots(ref, experiments)]
+        yield from shelf.of(roots)
         self.losses += shelf.losses
 
     def records(self) -> Iterator[Record]:
-        """Nothing yet: models and traces are not read over REST."""
-        return iter(())
+        """All that belongs to no run."""
+        if self._things:
+            things, experiments = self._source.things()
+            for ref in self._things:
+                yield from things.records(ref, experiments, self.losses)
 
 
 def all_experiments(client: Client) -> list[ExperimentInfo]:
@@ -305,8 +331,16 @@ def run_of(wire: WireRun, ref: RunRef) -> Run:
         params={pair.key: pair.value for pair in wire.data.params},
         tags=_tags(wire.data.tags),
         inputs=tuple(map(_input, wire.inputs.dataset_inputs)),
+        records=tuple(_links(wire)),
         artifact_uri=info.artifact_uri,
     )
+
+
+def _links(wire: WireRun) -> Iterator[Record]:
+    """The models that the run read and made."""
+    for what, links in (("model_input", wire.inputs.model_inputs), ("model_output", wire.outputs.model_outputs)):
+        for number, link in enumerate(links):
+            yield Record(f"{PREFIX}{what}", f"{wire.id}/{number}", wire.id, bytes(link).decode())
 
 
 def _input(given: DatasetInput) -> Input:
