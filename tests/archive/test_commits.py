@@ -327,3 +327,17 @@ def test_a_damaged_blob_is_written_anew_by_the_next_export_of_its_bytes(tmp_path
     blob.write_bytes(b"evil")
     kit.write(tmp_path / "a", [kit.run("r")], (), [kit.artifact("r", "x", b"good")])
     assert kit.read(tmp_path / "a").files == {("r", "x"): b"good"}
+
+
+def test_a_full_disk_at_the_first_byte_of_a_table_leaves_no_part(tmp_path, kit, monkeypatch):
+    ArchiveTarget(LocalStorage(tmp_path / "a")).prepare([])
+
+    def full(self, data):
+        with self._storage._explained("a new file"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlmigrate.storage.local.LocalPart.write", full)
+        with pytest.raises(DiskFull):
+            kit.write(tmp_path / "a", [kit.run("r")], [kit.series("r", [1.0])])
+    assert list((tmp_path / "a" / ".parts").iterdir()) == []

@@ -41,12 +41,14 @@ class Sheet:
     def __init__(self, storage: Storage, pack: str, table: str) -> None:
         self.name = layout.table_name(pack, f"{table}.parquet")
         self.rows = 0
-        self._stack = ExitStack()
-        self._sink = _Sink(self._stack.enter_context(storage.part()))
         options = _POINTS_OPTIONS if table == "points" else {}
-        self._writer = pq.ParquetWriter(
-            self._sink, layout.SCHEMAS[table], compression="zstd", compression_level=1, **options
-        )
+        with ExitStack() as stack:
+            self._sink = _Sink(stack.enter_context(storage.part()))
+            stack.callback(self._sink.end)
+            self._writer = pq.ParquetWriter(
+                self._sink, layout.SCHEMAS[table], compression="zstd", compression_level=1, **options
+            )
+            self._stack = stack.pop_all()
 
     def write(self, table: pa.Table) -> None:
         """Adds rows, as one row group where they are no more than twice a group."""
@@ -61,8 +63,7 @@ class Sheet:
         return File(self.name.rpartition("/")[2], self._sink.size, self._sink.digest.hexdigest(), self.rows)
 
     def drop(self) -> None:
-        """The table is not wanted; Arrow's writer would end it all the same."""
-        self._sink.wanted = False
+        """The table is not wanted."""
         self._stack.close()
 
 
@@ -85,6 +86,10 @@ class _Sink:
         self.size += view.nbytes
         self.part.write(view)
         return view.nbytes
+
+    def end(self) -> None:
+        """Takes no more: Arrow's writer writes its last bytes even when it is given up."""
+        self.wanted = False
 
     def flush(self) -> None: ...
 
