@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mlmigrate import report
+from mlmigrate.adapters.base import Settings
 from mlmigrate.address import Address, parse
 from mlmigrate.events import Failure
 from mlmigrate.ledger import State
@@ -218,3 +219,14 @@ def test_a_copy_that_was_killed_is_told_from_one_that_ended():
 def test_nothing_is_divided_by_nothing():
     assert report.size(0)
     assert not math.isnan(len(report.status(replace(STATE, copied=0, runs=0, failed=0), now=0.0)))
+
+
+def test_artifacts_that_went_elsewhere_are_looked_for_there():
+    job = replace(JOB, target_settings=Settings(artifacts_to="/my files"))
+    assert report.command("verify", job).endswith("mlflow:http://new:5000 --artifacts-to '/my files'")
+
+
+def test_artifacts_that_stay_are_not_said_to_be_compared_byte_by_byte():
+    kept = replace(JOB, target_settings=Settings(artifacts_to="keep"))
+    last = report.verified(VERDICT, kept, quick=False, download=True)[-1]
+    assert last == "All 1,500 runs are equal: params, tags, 22.3 M points, artifacts by where they lie."

@@ -170,7 +170,9 @@ def command(name: str, job: Job) -> str:
     """A command for the same places, to be typed next."""
     more = " …" if _narrowed(job) else ""
     sources = job.source.many or (job.source,)
-    return shlex.join(["mlmigrate", name, *(one.shown for one in sources), job.target.shown]) + more
+    files = job.target_settings.artifacts_to
+    options = ["--artifacts-to", files] if files not in ("", "keep") else []
+    return shlex.join(["mlmigrate", name, *(one.shown for one in sources), job.target.shown, *options]) + more
 
 
 def _narrowed(job: Job) -> bool:
@@ -328,7 +330,9 @@ def _equal(verdict: Verdict, job: Job, *, quick: bool, download: bool) -> str:
     what: list[str] = [name for name in ("params", "tags") if name in parts]
     if "metrics" in parts:
         what.append(several(verdict.points, "point"))
-    if "artifacts" in parts:
+    if "artifacts" in parts and job.target_settings.artifacts_to == "keep":
+        what.append("artifacts by where they lie")
+    elif "artifacts" in parts:
         what.append(f"{several(verdict.artifacts, 'artifact')} by {'sha256' if download else 'what both places know'}")
     return f"{runs}: {', '.join(what)}."
 

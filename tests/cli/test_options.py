@@ -152,11 +152,6 @@ def test_from_database_to_database_artifacts_stay_where_they_are():
     assert jobs.job_of(("./archive", both[1]), Chosen()).target_settings.artifacts_to == ""
 
 
-def test_compared_databases_have_their_artifacts_read():
-    job = jobs.job_of(("mlflow:sqlite:///a.db", "mlflow:postgresql://h/d"), Chosen(), moving=False)
-    assert job.source_settings.artifacts_to == ""
-
-
 def test_mlflow_alone_is_what_its_variable_names(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://one")
     assert jobs.place_of("mlflow:", "source").text == "mlflow:http://one"

@@ -20,17 +20,17 @@ from mlmigrate.transfer import Job
 _DATABASE = re.compile(r"(sqlite|postgres|postgresql|mysql|mariadb|mssql)(\+\w+)?://")
 
 
-def job_of(places: Sequence[str], chosen: Chosen, *, moving: bool = True) -> Job:
+def job_of(places: Sequence[str], chosen: Chosen) -> Job:
     """The job that SOURCE... TARGET and the options describe. Raises UsageError, NotFound.
 
-    Moved from database to database, artifacts stay where they are; compared (`moving` False), they are read there.
+    From database to database, artifacts stay where they are.
     """
     *sources, target = _split(places, chosen)
     source = address.merge(tuple(sources))
     if source.text == target.text:
         raise UsageError(f"SOURCE and TARGET are the same place: {source.shown}")
     settings = Settings(
-        artifacts_to=chosen.artifacts_to or ("keep" if moving and is_database(source) and is_database(target) else ""),
+        artifacts_to=chosen.artifacts_to or ("keep" if is_database(source) and is_database(target) else ""),
         artifacts_at=chosen.artifacts_at,
         allow_artifacts=chosen.allow_artifacts,
     )

@@ -52,7 +52,7 @@ def command(places: tuple[str, ...], chosen: Chosen, *, quick: bool, download: b
     from mlmigrate.cli.jobs import job_of, whole_file
     from mlmigrate.cli.output import shown, tell
 
-    job = job_of(places, chosen, moving=False)
+    job = job_of(places, chosen)
     verdict = verify.verify(
         job, shown(chosen), quick=quick, download=download, strict=chosen.strict, workers=chosen.workers
     )
