@@ -233,8 +233,6 @@ def fingerprint(experiment: Experiment) -> str:
     return sha256_of(json.dumps(fields, sort_keys=True).encode())
 
 
-
-
 def stamped(run: Run, stamp: str) -> Run:
     """The run with this stamp."""
     return run if run.stamp == stamp else replace(run, stamp=stamp)
