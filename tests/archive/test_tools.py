@@ -103,6 +103,17 @@ def test_a_name_that_is_no_unicode_is_checked_out_as_the_same_bytes(tmp_path, ki
     assert [os.fsencode(file.name) for file in (tmp_path / "out").iterdir()] == [b"caf\xe9"]
 
 
+def test_files_of_models_are_read_and_checked_out_by_their_owner(tmp_path, kit):
+    held = kit.replace(kit.ref(kit.run("@models")), kind="records")
+    files = [kit.artifact("@model/m-1", "MLmodel", b"1"), kit.artifact("@../../evil", "x", b"2")]
+    kit.write(tmp_path / "a", [], (), files, refs=[held], experiments=[])
+    with tools.cat(str(tmp_path / "a"), "@model/m-1", "MLmodel") as stream:
+        assert stream.read() == b"1"
+    assert [one.path for one in tools.ls(str(tmp_path / "a"), "@models")] == ["MLmodel", "x"]
+    (loss,) = tools.checkout(str(tmp_path / "a"), "", tmp_path / "in" / "out")
+    assert (loss.run, tree(tmp_path / "in")) == ("@../../evil", {"out/@model/m-1/MLmodel": b"1"})
+
+
 def grow_old(folder):
     """Everything in the archive was written two hours ago."""
     for path in [folder, *folder.rglob("*")]:

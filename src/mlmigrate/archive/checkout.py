@@ -56,11 +56,11 @@ class Tree:
             if _folded(folder) in self._files:
                 return f"{folder!r} is a file there"
             if self._folders.setdefault(_folded(folder), folder) != folder:
-                return "its folder differs from another in upper and lower case alone"
+                return "its folder is another's but for upper and lower case"
         if _folded(path) in self._folders:
             return "a folder of this name is there"
         if _folded(path) in self._files:
-            return "its name differs from another in upper and lower case alone"
+            return "its name is another's, but perhaps for upper and lower case"
         self._files.add(_folded(path))
         return ""
 

@@ -65,7 +65,8 @@ def cat(place: str, run: str, path: str) -> AbstractContextManager[BinaryIO]:
 
 
 def checkout(place: str, run: str, folder: str | Path) -> list[Loss]:
-    """The artifacts of a run as files under `folder`; of every run ("") under a folder named by its id.
+    """The artifacts of a run as files under `folder`; of every run ("") and model under a
+    folder named by its id.
 
     Gives those that were not written: their names are unsafe, or their bytes damaged.
     """
@@ -120,8 +121,7 @@ def _artifacts(source: ArchiveSource, run: str) -> Iterator[tuple[Entry, Artifac
 def _all_artifacts(source: ArchiveSource) -> Iterator[tuple[str, Artifact]]:
     for commit, entry in source.index.live.values():
         for artifact in _of_entry(source, commit, entry):
-            folder = "" if "/" in artifact.owner else artifact.owner  # "" makes the path one that is refused
-            yield f"{folder}/{artifact.path}", artifact
+            yield f"{artifact.owner}/{artifact.path}", artifact
 
 
 def _of_entry(source: ArchiveSource, commit: Commit, entry: Entry) -> Iterator[Artifact]:
