@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -53,11 +54,10 @@ def schema(uri: str, root: Path) -> None:
     run([sys.executable, "-c", MAKE, uri, str(root)])
 
 
-def sqlite(folder: Path, shape: Shape) -> Path:
-    """A database and, beside it in `mlartifacts`, the artifacts of a default `mlflow server`."""
+def sqlite(folder: Path, shape: Shape, empty: Path) -> Path:
+    """A database, filled from an empty one, and in `mlartifacts` the artifacts of a default `mlflow server`."""
     folder.mkdir(parents=True)
-    file = folder / "mlflow.db"
-    schema(f"sqlite:///{file}", folder / "mlartifacts")
+    file = Path(shutil.copy(empty, folder / "mlflow.db"))
     with sqlite3.connect(file) as store:
         store.execute("pragma synchronous = off")
         _fill(store, shape)

@@ -18,8 +18,8 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
 
 def mlmigrate(*arguments: str, codes: tuple[int, ...] = (0,), **env: str) -> Cost:
-    """One mlmigrate command, as a person starts it."""
-    return run([sys.executable, "-m", "mlmigrate", *arguments, "--no-progress"], env={**QUIET, **env}, codes=codes)
+    """One mlmigrate command, as a person starts it from a script."""
+    return run([sys.executable, "-m", "mlmigrate", *arguments], env={**QUIET, **env}, codes=codes)
 
 
 def database(file: Path) -> str:
