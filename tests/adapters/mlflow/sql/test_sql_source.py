@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,9 @@ import pytest
 
 from mlmigrate.adapters.base import Context, Settings
 from mlmigrate.adapters.mlflow.sql import open_source
+from mlmigrate.adapters.mlflow.sql.connect import OTHER, Database
 from mlmigrate.adapters.mlflow.sql.schema import head_statements
+from mlmigrate.adapters.mlflow.sql.source import DatabaseSource
 from mlmigrate.address import parse
 from mlmigrate.errors import NotFound
 from mlmigrate.model import POINTS
@@ -417,3 +420,19 @@ def test_postgresql_is_read_from_one_moment(postgresql):
             (4, 6, True),
         ]
         source.close()
+
+
+@pytest.mark.parametrize("name", ["db-taxi-fare-2023-03", "db-ds-experiments-2025"])
+def test_through_sqlalchemy_the_same_is_read(store, name):
+    # SQLAlchemy reads SQLite too, so the way that MySQL takes is tried without one
+    path = store(name)
+    other = DatabaseSource(Database(OTHER, f"sqlite:///{path}"), Context("source"))
+    ours, theirs = everything(opened(path)), everything(other)
+    assert [one.name for one in ours[0]] == [one.name for one in theirs[0]]
+    assert {id_: replace(run, stamp="") for id_, run in ours[1].items()} == {
+        id_: replace(run, stamp="") for id_, run in theirs[1].items()
+    }
+    order = sorted(ours[2], key=repr)
+    assert sorted(theirs[2], key=repr) == order
+    assert sorted(one.body for one in ours[3]) == sorted(one.body for one in theirs[3])
+    other.close()

@@ -36,6 +36,8 @@ _WAL = b"\x02\x02"  # bytes 18 and 19 of a file in write-ahead mode
 SQLITE, POSTGRESQL, OTHER = "sqlite", "postgresql", "other"
 _CASTS = {SQLITE: ("TEXT", "INTEGER", "REAL"), POSTGRESQL: ("text", "bigint", "double precision")}
 
+_OTHER_TEXTS = {"mysql": "CHAR", "mariadb": "CHAR", "mssql": "NVARCHAR(MAX)"}
+
 
 class Session:
     """One connection in one transaction."""
@@ -115,7 +117,7 @@ class Session:
 
 
 class OtherSession(Session):
-    """The same through SQLAlchemy: MySQL, MariaDB, SQL Server. Their columns are typed, so nothing is cast."""
+    """The same through SQLAlchemy: MySQL, MariaDB, SQL Server. Their columns are typed: only ids are cast, to text."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(OTHER, connection)
@@ -147,8 +149,10 @@ class OtherSession(Session):
         """A condition: `column` is one of `ids`."""
         return f"{column} IN ({', '.join(_literal(one) for one in ids) or 'NULL'})"
 
-    def _cast(self, expression: str, _kind: int) -> str:
-        return expression
+    def _cast(self, expression: str, kind: int) -> str:
+        if kind:
+            return expression
+        return f"CAST({expression} AS {_OTHER_TEXTS.get(self._connection.dialect.name, 'TEXT')})"
 
 
 @dataclass(slots=True)

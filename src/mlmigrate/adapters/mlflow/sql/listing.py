@@ -9,14 +9,13 @@ too large to count, points logged at old steps of a finished run are not seen.
 
 from __future__ import annotations
 
-import json
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, SQLITE, Session
+from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, SQLITE, Session, texts
 from mlmigrate.model import OURS, PARENT_TAG, Loss, RunRef
 
 if TYPE_CHECKING:
@@ -25,12 +24,9 @@ if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.sql.schema import Shape
 
 COUNTED = 2_000_000  # points; a PostgreSQL that has more is not counted for stamps
-_STAMPED = {
-    "params": ("key", "value"),
-    "tags": ("key", "value"),
-    "latest_metrics": ("key", "value", "timestamp", "step", "is_nan"),
-}
-_NUMBERS = {"timestamp": "integer", "step": "integer", "is_nan": "integer", "value": "real"}
+_STAMPED = ("params", "tags", "latest_metrics")
+_KEY = '"key"'
+_BETWEEN, _AFTER = "\x1f", "\x1e"  # the separators of ASCII, between a key and its value and after both
 
 
 class Listing:
@@ -52,6 +48,8 @@ class Listing:
         for table in _STAMPED:
             if self.shape.has(table):
                 self._stamp(table, known)
+        if self.shape.has("tags"):
+            self._find_parents()
         if self.shape.has("inputs") and self.shape.has("datasets"):
             self._inputs()
         points = self._points(known)
@@ -72,23 +70,37 @@ class Listing:
 
     def _stamp(self, table: str, known: set[str]) -> None:
         """Hashes the rows of each run in `table`, and keeps what else they tell."""
-        s = self.session
-        columns = [one for one in _STAMPED[table] if self.shape.has(table, one)]
-        ours = f"WHERE substr(\"key\", 1, {len(OURS)}) <> '{OURS}' " if table == "tags" else ""
-        chosen = ", ".join(f"{_cast(s, table, one)} AS {_alias(one)}" for one in columns)
-        sql = f'SELECT {s.text("run_uuid")} AS id, {chosen} FROM {table} {ours}ORDER BY run_uuid, "key"'
         hashed = _Hashed()
-        for batch in s.batches(sql):
+        for batch in self.session.batches(self._rows_sql(table)):
             hashed.add(batch)
-            if table == "tags":
-                self._keep_parents(batch)
-            elif table == "latest_metrics" and "step" in columns:
+            if table == "latest_metrics" and "step" in batch.schema.names:
                 self._keep_steps(batch)
         for run, digest in hashed.digests().items():
             if run in known:
                 self._digests.setdefault(run, []).append(digest)
             else:
                 self._orphans.setdefault(run, set()).add(table)
+
+    def _rows_sql(self, table: str) -> str:
+        """Each row's run, and all else of it in as few columns as can be."""
+        s = self.session
+        ours = f"WHERE substr(\"key\", 1, {len(OURS)}) <> '{OURS}' " if table == "tags" else ""
+        # row numbers tell the order in which rows were written, which an unchanged file keeps
+        order = "rowid" if s.kind == SQLITE else 'run_uuid, "key"'
+        if table == "latest_metrics":
+            numbers = [("timestamp", "integer"), ("step", "integer"), ("is_nan", "integer"), ("value", "real")]
+            columns = [f"{s.text(_KEY)} AS k"]
+            columns += [self._number(name, kind) for name, kind in numbers if self.shape.has(table, name)]
+        else:
+            value = f"COALESCE({s.text('value')}, '')"
+            columns = [f"{s.text(_KEY)} || '{_BETWEEN}' || {value} || '{_AFTER}' AS pair"]
+        return f"SELECT {s.text('run_uuid')} AS id, {', '.join(columns)} FROM {table} {ours}ORDER BY {order}"
+
+    def _number(self, column: str, kind: str) -> str:
+        s = self.session
+        cast = s.integer if kind == "integer" else s.real
+        plain = f"CAST({column} AS integer)" if column == "is_nan" and s.kind == POSTGRESQL else f'"{column}"'
+        return f"{cast(plain)} AS {column}"
 
     def _inputs(self) -> None:
         s = self.session
@@ -103,9 +115,10 @@ class Listing:
         for run, digest in hashed.digests().items():
             self._digests.setdefault(run, []).append(digest)
 
-    def _keep_parents(self, batch: pa.RecordBatch) -> None:
-        found = batch.filter(pc.equal(batch.column("k"), PARENT_TAG))
-        self.parents.update(zip(found.column("id").to_pylist(), found.column("value").to_pylist(), strict=True))
+    def _find_parents(self) -> None:
+        s = self.session
+        sql = f"SELECT {s.text('run_uuid')} AS id, {s.text('value')} AS parent FROM tags WHERE \"key\" = '{PARENT_TAG}'"
+        self.parents = dict(s.rows(sql))
 
     def _keep_steps(self, batch: pa.RecordBatch) -> None:
         """How many points a run has at most, when each step has one: for packing."""
@@ -181,7 +194,7 @@ class Listing:
         run, experiment, name, status, start, stage, _, _ = row
         count, mark = points
         steps = self.steps.get(run, 0)
-        digest = blake2b(json.dumps([*row, mark]).encode(), digest_size=8)
+        digest = blake2b(repr((*row, mark)).encode("utf-8", "surrogatepass"), digest_size=8)
         for one in self._digests.get(run, ()):
             digest.update(one)
         return RunRef(
@@ -198,7 +211,7 @@ class Listing:
 
 
 class _Hashed:
-    """Run -> hash of its rows, from batches in the order of the runs."""
+    """Run -> hash of its rows, from batches whose first column is the run."""
 
     def __init__(self) -> None:
         self._found: dict[str, blake2b] = {}
@@ -207,11 +220,15 @@ class _Hashed:
         """Hashes each run's rows by slices of the columns' own buffers, never value by value."""
         if not batch.num_rows:
             return
-        runs = pc.run_end_encode(batch.column(0))
-        columns = [part for column in batch.columns[1:] for part in _parts(column)]
+        ids, codes, rows = _by_run(batch)
+        runs = pc.run_end_encode(codes)
+        columns = [part for column in rows.columns[1:] for part in _parts(column)]
         start = 0
-        for run, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-            digest = self._found.setdefault(run, blake2b(digest_size=8))
+        for code, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+            run = ids[code]
+            digest = self._found.get(run)
+            if digest is None:
+                digest = self._found[run] = blake2b(digest_size=8)
             for data, ends in columns:
                 digest.update(data[ends(start) : ends(end)])
             start = end
@@ -219,6 +236,16 @@ class _Hashed:
     def digests(self) -> dict[str, bytes]:
         """What came of it."""
         return {run: digest.digest() for run, digest in self._found.items()}
+
+
+def _by_run(batch: pa.RecordBatch) -> tuple[list[str], pa.Array, pa.RecordBatch]:
+    """The runs' ids, the number of each row's run, and the rows with each run's together, else in their order."""
+    runs = batch.column(0).cast(pa.utf8()).dictionary_encode()
+    codes = runs.indices
+    if not pc.all(pc.greater_equal(codes[1:], codes[:-1])).as_py():
+        order = pc.sort_indices(codes)  # a stable sort
+        codes, batch = codes.take(order), batch.take(order)
+    return texts(runs.dictionary), codes, batch
 
 
 def _parts(column: pa.Array) -> list[tuple[memoryview, Callable[[int], int]]]:
@@ -236,18 +263,6 @@ def _parts(column: pa.Array) -> list[tuple[memoryview, Callable[[int], int]]]:
         fixed = fixed.cast(pa.int64()) if fixed.type != pa.int32() else fixed
     width, first = fixed.type.bit_width // 8, fixed.offset
     return [(memoryview(fixed.buffers()[1]), lambda row: (first + row) * width)]
-
-
-def _cast(session: Session, table: str, column: str) -> str:
-    quoted = f'"{column}"'
-    if column == "value" and table != "latest_metrics":
-        return f"COALESCE({session.text(quoted)}, '')"
-    kind = _NUMBERS.get(column, "text")
-    return str(getattr(session, kind)(f"CAST({quoted} AS integer)" if column == "is_nan" else quoted))
-
-
-def _alias(column: str) -> str:
-    return "k" if column == "key" else column
 
 
 def reconstructed(experiments: Iterable[str], refs: Iterable[RunRef]) -> list[str]:
