@@ -39,7 +39,9 @@ create table if not exists loss (
     origin text not null, run text not null, experiment text not null, what text not null, because text not null
 );
 create index if not exists loss_origin on loss (origin);
-create table if not exists oddity (run text not null, experiment text not null, what text not null, because text not null);
+create table if not exists oddity (
+    run text not null, experiment text not null, what text not null, because text not null
+);
 """
 
 

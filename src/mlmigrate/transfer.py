@@ -66,7 +66,7 @@ def _carry(places: Places, pack: Pack) -> Receipt:
                 places.progress.advance(artifacts=1, size=artifact.size or 0)
             for record in _checked(places, contents.records()):
                 place.keep(record)
-            ids = place.commit()
+            ids = place.commit(contents.losses)
             losses = (*contents.losses, *getattr(place, "losses", ()))
     return Receipt(pack.id, ids, losses, contents.points_seen, contents.artifacts_seen, contents.bytes_seen)
 
@@ -89,8 +89,8 @@ def transfer(job: Job, ledger: Ledger, progress: Progress, workers: int = 0, das
         progress.note(f"Reading {job.source.shown}")
         seen = survey(places)
         work = _Work(job, places, seen, ledger, progress)
-        work.open()
         try:
+            work.open()
             with executor(workers, dask) as pool:
                 work.carry(pool)
             work.finish()

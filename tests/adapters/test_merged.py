@@ -141,9 +141,9 @@ def test_of_two_copies_the_fuller_is_carried_and_the_other_told(stores, order):
         stores.run(store, 1, A, points=points)
     seen = stores.look(*order)
     assert len(seen.points) == 5
-    (line,) = told(seen.oddities, "only the first of these is carried")
-    assert line.startswith(f"the run: lies in mlflow:{stores.root}/new with 5 points")
-    assert f"mlflow:{stores.root}/old with 3 points" in line
+    (line,) = told(seen.losses, "only the first of these is carried")
+    assert line.startswith(f"the run: lies in mlflow:{stores.root}/new with 5 points,")
+    assert f"mlflow:{stores.root}/old with 3 points," in line
 
 
 def test_of_two_copies_equally_full_the_later_is_carried(stores):

@@ -172,3 +172,24 @@ main()
     assert "Run the same command again to go on." in done.stdout + done.stderr
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout[:12]) == (0, "All 12 runs ")
+
+
+def test_no_command_loads_pandas(tmp_path):
+    program = (
+        "import sys; sys.argv = ['mlmigrate', 'export', *sys.argv[1:]]\n"
+        "from mlmigrate.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    print(ended.code, 'pandas' in sys.modules)\n"
+    )
+    run = tmp_path / "mlruns" / "0" / ("a" * 32)
+    run.mkdir(parents=True)
+    (run.parent / "meta.yaml").write_text("artifact_location: x\nexperiment_id: '0'\nlifecycle_stage: active\nname: Default\n")
+    (run / "meta.yaml").write_text(f"run_id: {'a' * 32}\nstatus: 3\nstart_time: 1\n")
+    (run / "metrics").mkdir()
+    (run / "metrics" / "loss").write_text("1 0.5 0\n")
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"mlflow:{tmp_path / 'mlruns'}", str(tmp_path / "archive")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "0 False"

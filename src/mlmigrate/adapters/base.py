@@ -14,7 +14,7 @@ A target takes runs a pack at a time:
         place.points(batch) ...
         place.put(artifact) ...
         place.keep(record) ...
-        receipt = place.commit()          after this, and only then, the pack is there
+        ids = place.commit(losses)          after this, and only then, the pack is there
 
 Every writing call may be made again, in a second try of the pack or by a second process, and then
 changes nothing.
@@ -200,8 +200,8 @@ class Place(Protocol):
 
     def keep(self, record: Record) -> None: ...
 
-    def commit(self) -> Mapping[str, str]:
-        """Done, written last. Gives origin -> the id of the run here."""
+    def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:
+        """Done, written last. Gives origin -> the id of the run here. `losses` are kept where possible."""
 
 
 class Target(Protocol):

@@ -148,7 +148,7 @@ class MemoryPlace:
     def keep(self, record: Record) -> None:
         self._records.append(record)
 
-    def commit(self) -> Mapping[str, str]:
+    def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  the report has them
         arrivals = {run.origin: self._whole(run) for run in self._runs.values()}
         for ref in self._holders:
             run = Run(ref.id, ref.experiment, origin=ref.origin, stamp=ref.stamp)

@@ -116,6 +116,7 @@ class Merged:
         self._union: Union | None = None
         self._index: dict[str, tuple[Member, RunRef]] | None = None
         self._doubles: list[Loss] = []
+        self._left: dict[str, list[Loss]] = {}
         self.packing = reduce(Packing.within, (member.source.packing for member in members))
 
     def experiments(self) -> Sequence[Experiment]:
@@ -135,7 +136,7 @@ class Merged:
         """All runs, each once."""
         with self._lock:
             ids = self._ids()
-            self._doubles = []
+            self._doubles, self._left = [], {}
             self._index = self._once()
             return [_moved(ref, member, ids) for member, ref in self._index.values()]
 
@@ -168,7 +169,8 @@ class Merged:
             f"lies in {kept[0].shown} with {ranked[kept[0].number].told} and in {left[0].shown} with"
             f" {ranked[left[0].number].told}: only the first of these is carried"
         )
-        self._doubles.append(_double(left, because, self._ids()))
+        # told with the run that is carried: something of it stays behind
+        self._left.setdefault(kept[1].origin, []).append(_double(left, because, self._ids()))
         return kept
 
     @contextmanager
@@ -180,11 +182,12 @@ class Merged:
                 self._index = self._once()
             index = self._index
         wanted: dict[int, list[RunRef]] = {}
-        gone = []
+        gone: list[Loss] = []
         for ref in refs:
             if ref.origin in index:
                 member, own = index[ref.origin]
                 wanted.setdefault(member.number, []).append(replace(own, stamp=ref.stamp))
+                gone += self._left.get(ref.origin, ())
             else:
                 gone.append(Loss(ref.id, "the run", "gone since it was listed", ref.experiment))
         with ExitStack() as opened:
@@ -259,10 +262,12 @@ class Copy:
         return mine == theirs
 
     @property
-    def rank(self) -> tuple[int, int, int]:
+    def rank(self) -> tuple[int, int, int, int]:
         """The greater is the copy to keep."""
-        end = self.run.end if self.run is not None and self.run.end is not None else 0
-        return self.count, end, len(self.artifacts) + len(self.records)
+        if self.run is None:
+            return 0, 0, len(self.artifacts) + len(self.records), 0
+        values = len(self.run.params) + len(self.run.tags)
+        return self.count, self.run.end or 0, len(self.artifacts) + len(self.records), values
 
     @property
     def told(self) -> str:
@@ -270,7 +275,8 @@ class Copy:
         if self.run is None:
             return f"{len(self.records)} records"
         end = "no end" if self.run.end is None else f"end {self.run.end}"
-        return f"{self.count} points, {len(self.artifacts)} artifacts and {end}"
+        values = len(self.run.params) + len(self.run.tags)
+        return f"{self.count} points, {values} params and tags, {len(self.artifacts)} artifacts and {end}"
 
 
 def _placeless(run: Run | None) -> Run | None:

@@ -11,6 +11,7 @@ from mlmigrate import address, mapping
 from mlmigrate.adapters import registry
 from mlmigrate.adapters.base import Context, Settings, Side
 from mlmigrate.address import Address
+from mlmigrate.cli.light import leave_pandas_out
 from mlmigrate.cli.options import PARTS, Chosen
 from mlmigrate.errors import NotFound, UsageError
 from mlmigrate.selection import PARTS as ALL_PARTS
@@ -25,6 +26,7 @@ def job_of(places: Sequence[str], chosen: Chosen) -> Job:
 
     From database to database, artifacts stay where they are.
     """
+    leave_pandas_out()
     *sources, target = _split(places, chosen)
     source = address.merge(tuple(sources))
     if source.text == target.text:

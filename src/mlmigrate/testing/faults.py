@@ -87,5 +87,5 @@ class FaultyPlace:
     def keep(self, record: Record) -> None:
         self._fault.around(self._place.keep, record)
 
-    def commit(self) -> Mapping[str, str]:
-        return self._fault.around(self._place.commit)
+    def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:
+        return self._fault.around(self._place.commit, losses)

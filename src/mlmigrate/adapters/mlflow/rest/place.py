@@ -213,7 +213,7 @@ class RestPlace:
     def keep(self, record: Record) -> None:
         """Nothing: the limits say that no record can be held."""
 
-    def commit(self) -> Mapping[str, str]:
+    def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  there is no call for them
         """What is left of each run, then its stamp."""
         for draft in self._drafts.values():
             if draft.holding or draft.params or draft.tags:

@@ -107,7 +107,7 @@ def folder_of(root: str, store: Path) -> Path:
         return Path(root)
     raise UsageError(
         f"An experiment of the target keeps its artifacts at {root}, which is no local folder.",
-        "Leave the bytes where they are (--artifacts keep), or give the experiment another name (-m).",
+        "Leave the bytes where they are (--artifacts-to keep), or give the experiment another name (-m).",
     )
 
 

@@ -77,18 +77,18 @@ class DatabasePlace:
         """Lays a row of some table aside."""
         self._rows.add(pa.RecordBatch.from_pydict({"kind": [record.kind], "body": [record.body]}))
 
-    def commit(self) -> Mapping[str, str]:
+    def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  there is no table for them
         """Writes everything at once; may be called again when it failed."""
         _flush(self._files)
-        losses: list[Loss] = []
+        found: list[Loss] = []
         known = self._target.arrived() if self._tables else {}
         with self._target.transaction() as session:
             if self._runs:
-                _Writing(self._target, session, self._runs, self._ids, losses).write(self._stamps)
+                _Writing(self._target, session, self._runs, self._ids, found).write(self._stamps)
                 self._write_points(session)
             if self._tables:
-                incoming.write(self._target, session, self._rows.batches(), self._tables, known, losses)
-        self.losses += losses
+                incoming.write(self._target, session, self._rows.batches(), self._tables, known, found)
+        self.losses += found
         return {run.origin: self._ids[run.id] for run in self._runs} | {ref.origin: ref.id for ref in self._tables}
 
     def close(self) -> None:
