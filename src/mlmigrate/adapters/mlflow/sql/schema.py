@@ -104,10 +104,29 @@ def head_statements(kind: str) -> list[str]:
 def _alchemy_shape(session: Session) -> Shape:
     from sqlalchemy import inspect  # noqa: PLC0415 - only for the databases that ADBC cannot read
 
-    inspector = inspect(session._connection)  # noqa: SLF001 - our own
+    connection = session._connection  # noqa: SLF001 - our own
+    if connection.dialect.name in ("mysql", "mariadb"):
+        return _mysql_shape(session)  # SQLAlchemy's own reflection is lost in ANSI mode
+    inspector = inspect(connection)
     tables = {
         name: {column["name"]: str(column["type"]) for column in inspector.get_columns(name)}
         for name in inspector.get_table_names()
     }
     parents = {name: frozenset(key["referred_table"] for key in inspector.get_foreign_keys(name)) for name in tables}
     return Shape(tables, run_index=True, parents=parents)
+
+
+def _mysql_shape(session: Session) -> Shape:
+    tables: dict[str, dict[str, str]] = {}
+    for table, column, kind in session.rows(
+        "SELECT table_name AS t, column_name AS c, column_type AS k FROM information_schema.columns "
+        "WHERE table_schema = database() AND extra NOT LIKE '%GENERATED%' ORDER BY table_name, ordinal_position"
+    ):
+        tables.setdefault(table, {})[column] = kind
+    parents: dict[str, set[str]] = {}
+    for child, parent in session.rows(
+        "SELECT table_name AS t, referenced_table_name AS p FROM information_schema.key_column_usage "
+        "WHERE table_schema = database() AND referenced_table_name IS NOT NULL"
+    ):
+        parents.setdefault(child, set()).add(parent)
+    return Shape(tables, run_index=True, parents={child: frozenset(found) for child, found in parents.items()})
