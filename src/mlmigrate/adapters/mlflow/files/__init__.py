@@ -1,10 +1,10 @@
 """MLflow's file store (mlruns/), read by our own reader, never through MLflow.
 
-    source     the store as a Source         homes    which folders are experiments
-    runs       a run's folder                records  registry, models, traces
-    points     metric files into Arrow       lines    ... one line at a time, huge  ... of any size
-    artifacts  where the bytes lie           meta     meta.yaml, safe and fast
-    find       every store under a folder    disk     regular files, never by way of a link
+source     the store as a Source         homes    which folders are experiments
+runs       a run's folder                records  registry, models, traces
+points     metric files into Arrow       lines    ... one line at a time, huge  ... of any size
+artifacts  where the bytes lie           meta     meta.yaml, safe and fast
+find       every store under a folder    disk     regular files, never by way of a link
 """
 
 from mlmigrate.adapters.mlflow.files.disk import explain

@@ -1,8 +1,8 @@
 """What lies in a folder that others wrote: regular files only, and never by way of a symbolic link.
 
-    entries(folder)        one level, sorted by name
-    walk(folder)           every regular file below, and what is odd there
-    read(path, most)       all bytes of a small file
+entries(folder)        one level, sorted by name
+walk(folder)           every regular file below, and what is odd there
+read(path, most)       all bytes of a small file
 """
 
 # paths stay text here: a Path for each of a million files would cost more than reading them

@@ -1,8 +1,8 @@
 """Which folders of a store are experiments, also when their meta.yaml is gone.
 
-    <root>/<experiment id>/meta.yaml  tags/  datasets/  models/  traces/  <run id>/
-    <root>/.trash/<experiment id>/    the same, deleted
-    <root>/models/                    the registry
+<root>/<experiment id>/meta.yaml  tags/  datasets/  models/  traces/  <run id>/
+<root>/.trash/<experiment id>/    the same, deleted
+<root>/models/                    the registry
 """
 
 # paths stay text here: a Path for each of a million files would cost more than reading them

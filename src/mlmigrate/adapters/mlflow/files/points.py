@@ -121,9 +121,7 @@ def batches(files: Iterable[MetricFile], losses: list[Loss], notes: list[Loss]) 
     yield from _flush(held, losses, notes)
 
 
-def _flush(
-    held: Sequence[tuple[MetricFile, bytes]], losses: list[Loss], notes: list[Loss]
-) -> Iterator[pa.RecordBatch]:
+def _flush(held: Sequence[tuple[MetricFile, bytes]], losses: list[Loss], notes: list[Loss]) -> Iterator[pa.RecordBatch]:
     if not held:
         return
     files = [file for file, _ in held]
@@ -221,9 +219,7 @@ def _mixed(pieces: Sequence[bytes], lines: Sequence[int], widths: Sequence[int])
     return Parsed(joined(ordered), [len(part) for part in ordered], bad)
 
 
-def _together(
-    pieces: Sequence[bytes], lines: Sequence[int], chosen: Sequence[int], width: int
-) -> dict[int, Columns]:
+def _together(pieces: Sequence[bytes], lines: Sequence[int], chosen: Sequence[int], width: int) -> dict[int, Columns]:
     """The columns of the chosen pieces, parsed at once; those that Arrow refuses are left out."""
     ends = np.cumsum([0, *(lines[place] for place in chosen)]).tolist()
     whole = _table(b"".join(pieces[place] for place in chosen), width, ends[-1]) if chosen else None

@@ -1,11 +1,11 @@
 """A run's folder as a RunRef (by names, sizes and times alone) and as a Run (read).
 
-    <experiment>/<run id>/meta.yaml
-                          params/<key>  tags/<key>      one file a value, its whole text
-                          metrics/<key>                 one line a point
-                          inputs/<id>/meta.yaml         datasets (in <experiment>/datasets) and models
-                          outputs/<model id>/meta.yaml
-                          artifacts/...
+<experiment>/<run id>/meta.yaml
+                      params/<key>  tags/<key>      one file a value, its whole text
+                      metrics/<key>                 one line a point
+                      inputs/<id>/meta.yaml         datasets (in <experiment>/datasets) and models
+                      outputs/<model id>/meta.yaml
+                      artifacts/...
 """
 
 # paths stay text here: a Path for each of a million files would cost more than reading them
