@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -262,6 +263,13 @@ def test_a_server_that_is_away_is_unavailable():
         url = server.url
     with pytest.raises(Unavailable, match="away"):
         open_source(parse(f"mlflow:{url}"), Context("source"))
+
+
+def test_a_server_that_says_nothing_is_unavailable(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.3")
+    answers = {"/version": lambda path, body: time.sleep(1.5) or b"3.1.0"}
+    with fake(answers) as server, pytest.raises(Unavailable, match="away"):
+        open_source(parse(f"mlflow:{server.url}"), Context("source"))
 
 
 def test_waits_as_long_as_the_server_asks_for():

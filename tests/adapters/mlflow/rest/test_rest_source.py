@@ -59,7 +59,7 @@ def filled(server):
         post(server.url, "runs/set-tag", {"run_id": run, "key": "t", "value": "größe\n🚀"})
         post(server.url, "runs/set-tag", {"run_id": run, "key": "mlmigrate.origin", "value": "not carried"})
         put(server.url, f"{experiment}/{run}/artifacts/model/weights 1.bin", bytes(range(256)) * 300 * i + b"w")
-        put(server.url, f"{experiment}/{run}/artifacts/ünï.txt", b"hello")
+        put(server.url, f"{experiment}/{run}/artifacts/ünï 模型.txt", b"hello")
         post(server.url, "runs/update", {"run_id": run, "status": "FAILED", "end_time": 1_700_000_001_000})
         runs.append(run)
     dataset = {"name": "d", "digest": "x", "source_type": "local", "source": "{}", "profile": "{}"}

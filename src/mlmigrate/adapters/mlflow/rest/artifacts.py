@@ -15,7 +15,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -48,15 +48,29 @@ class Root:
             return LIST, {"run_id": self.run, "path": path} if path else {"run_id": self.run}
         return PROXY, {"path": f"{self.folder}/{path}" if path else self.folder}
 
-    def file(self, path: str) -> tuple[str, Params | None]:
-        """The request that gives a file."""
+    def file(self, path: str) -> list[tuple[str, Params | None]]:
+        """The requests that give a file, the best first.
+
+        Servers of many versions answer 500 when the proxy is asked for a name beyond Latin-1: they
+        write it into a header.
+        """
+        by_run: tuple[str, Params | None] = (GET, {"run_uuid": self.run, "path": path})
         if self.folder is None:
-            return GET, {"run_uuid": self.run, "path": path}
-        return f"{PROXY}/{path_of(self.folder, path)}", None
+            return [by_run]
+        through_proxy: tuple[str, Params | None] = (self.upload(path), None)
+        return [through_proxy] if _in_latin_1(path) or self.run.startswith("@") else [by_run, through_proxy]
+
+    def upload(self, path: str) -> str:
+        """Where the proxy takes a file, and gives it."""
+        return f"{PROXY}/{path_of(self.folder or '', path)}"
 
     def below(self, path: str, listed: str) -> str:
         """The path in the run of what was listed in the folder `path`: the proxy gives bare names."""
         return f"{path}/{listed}" if path and self.folder is not None else listed
+
+
+def _in_latin_1(path: str) -> bool:
+    return all(character <= "\xff" for character in path)
 
 
 def proxied(uri: str, base: str) -> str | None:
@@ -81,7 +95,7 @@ class Listed:
     owner: str
     path: str
     size: int | None
-    request: tuple[str, Params | None]
+    requests: list[tuple[str, Params | None]]
     bytes: Future[bytes] | None = None
 
 
@@ -143,9 +157,21 @@ class Shelf:
             return self._stream(listed)
         return io.BytesIO(fetched.result())
 
-    def _stream(self, listed: Listed) -> AbstractContextManager[BinaryIO]:
-        path, params = listed.request
-        return self.client.stream(path, params, listed.size)
+    @contextmanager
+    def _stream(self, listed: Listed) -> Iterator[BinaryIO]:
+        """The answer to the first request that the server does not refuse."""
+        *others, last = listed.requests
+        with ExitStack() as stack:
+            for request in others:
+                try:
+                    stream = stack.enter_context(self.client.stream(*request, listed.size))
+                except Unavailable:
+                    raise
+                except MigrateError:
+                    continue
+                yield stream
+                return
+            yield stack.enter_context(self.client.stream(*last, listed.size))
 
     def _found(self, runs: Sequence[tuple[str, str]]) -> Iterator[Listed | Artifact]:
         """The listings of the next few runs are under way while one is given out."""

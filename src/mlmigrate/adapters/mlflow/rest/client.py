@@ -24,7 +24,7 @@ from urllib3.response import BaseHTTPResponse
 from mlmigrate.adapters.base import Again
 from mlmigrate.adapters.mlflow.rest.auth import Login
 from mlmigrate.adapters.mlflow.rest.wire import Problem, decode, encode
-from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused, Unavailable
+from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused, Unavailable, UsageError
 
 T = TypeVar("T")
 Params = Mapping[str, str | int | Sequence[str]]
@@ -137,6 +137,15 @@ class _Pool(HTTPConnectionPool):
 
 class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _QuickTls
+
+
+def timeout_of(env: Mapping[str, str]) -> float:
+    """How long to wait for a server that says nothing, in seconds; MLflow's own variable and default."""
+    said = env.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "") or "120"
+    try:
+        return max(float(said), 0.1)
+    except ValueError as error:
+        raise UsageError(f"MLFLOW_HTTP_REQUEST_TIMEOUT is {said!r}, which is no number of seconds.") from error
 
 
 class Client:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from mlmigrate.adapters.base import Context, Packing
 from mlmigrate.adapters.mlflow.rest.artifacts import Shelf
 from mlmigrate.adapters.mlflow.rest.auth import login
-from mlmigrate.adapters.mlflow.rest.client import Client
+from mlmigrate.adapters.mlflow.rest.client import Client, timeout_of
 from mlmigrate.adapters.mlflow.rest.histories import IN_FLIGHT, BulkRoute, Histories, Wanted, expected
 from mlmigrate.adapters.mlflow.rest.records import PREFIX, Things
 from mlmigrate.adapters.mlflow.rest.server import Server, probe
@@ -51,7 +51,7 @@ ALIVE = ("RUNNING", "SCHEDULED")
 
 def open_source(address: Address, context: Context) -> RestSource:
     """The server at `address`, for reading. Raises NotFound, Refused, Unavailable."""
-    client = Client(login(address.place, context.env), context.again)
+    client = Client(login(address.place, context.env), context.again, timeout_of(context.env))
     try:
         return RestSource(client, probe(client), context.settings.allow_artifacts)
     except BaseException:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 
 from mlmigrate.adapters.base import Context, Packing
 from mlmigrate.adapters.mlflow.rest.auth import login
-from mlmigrate.adapters.mlflow.rest.client import Client
+from mlmigrate.adapters.mlflow.rest.client import Client, timeout_of
 from mlmigrate.adapters.mlflow.rest.place import WRITERS, RestPlace
 from mlmigrate.adapters.mlflow.rest.server import Server, probe
 from mlmigrate.adapters.mlflow.rest.source import API, EXPERIMENTS_PER_SEARCH, all_experiments, run_pages
@@ -33,7 +33,7 @@ from mlmigrate.model import ORIGIN_TAG, STAMP_TAG, Arrival, Experiment, Loss, Ru
 
 def open_target(address: Address, context: Context) -> RestTarget:
     """The server at `address`, for writing; nothing is written yet. Raises NotFound, Refused, Unavailable."""
-    client = Client(login(address.place, context.env), context.again)
+    client = Client(login(address.place, context.env), context.again, timeout_of(context.env))
     try:
         return RestTarget(client, probe(client), context.settings.allow_artifacts)
     except BaseException:

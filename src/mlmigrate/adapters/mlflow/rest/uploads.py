@@ -53,12 +53,12 @@ class Uploads:
     def _stream(self, root: Root, artifact: Artifact) -> None:
         with artifact.open() as data:
             counted = _Counted(data)
-            self._client.upload(root.file(artifact.path)[0], counted, artifact.size)  # type: ignore[arg-type]
+            self._client.upload(root.upload(artifact.path), counted, artifact.size)  # type: ignore[arg-type]
         self._note(root.run, artifact.path, counted.read_so_far)
 
     def _whole(self, root: Root, path: str, data: bytes, owner: str) -> None:
         def call() -> None:
-            self._client.upload(root.file(path)[0], io.BytesIO(data), len(data))
+            self._client.upload(root.upload(path), io.BytesIO(data), len(data))
 
         try:
             self._client.again.do(path, call)
