@@ -5,6 +5,7 @@ Symbolic links are never followed, and a name from outside never leads out of th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from uuid import uuid4
 
-from mlmigrate.errors import BadData, Conflict, Damaged, NotFound
+from mlmigrate.errors import BadData, Conflict, Damaged, DiskFull, MigrateError, NotFound, Refused
 from mlmigrate.model import Artifact, Loss
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 PART = ".mlmigrate-part"
+DEEPEST = 200  # folders below each other
 
 
 def walk(folder: Path, owner: str, losses: list[Loss]) -> Iterator[Artifact]:
@@ -81,6 +83,8 @@ def place_of(root: Path, path: str) -> Path:
     parts = path.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise BadData(f"An artifact has the name {path!r}, which is no clean relative path.")
+    if len(parts) > DEEPEST:
+        raise BadData(f"An artifact lies {len(parts)} folders deep: {path[:80]!r}...")
     if os.name == "nt" and any("\\" in part or ":" in part for part in parts):
         raise BadData(f"An artifact has the name {path!r}, which Windows cannot hold.")
     return root.joinpath(*parts)
@@ -93,6 +97,27 @@ def write(root: Path, artifact: Artifact, told: Callable[[int], None] | None = N
     """
     target = place_of(root, artifact.path)
     try:
+        return (target, *_write(target, artifact, told))
+    except OSError as error:
+        ours = explain(error, target)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def explain(error: OSError, target: Path) -> MigrateError | None:
+    """What the disk says, as one of our errors; None when nobody can act on it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"No space is left for {target}.")
+    if error.errno == errno.ENAMETOOLONG:
+        return BadData(f"The disk cannot hold a name as long as that of {target.name[:80]!r}...")
+    if error.errno in (errno.EACCES, errno.EROFS):
+        return Refused(f"{target.parent} may not be written by this user.")
+    return None
+
+
+def _write(target: Path, artifact: Artifact, told: Callable[[int], None] | None) -> tuple[int, str]:
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise Conflict(f"{target.parent} is a file, and {artifact.path!r} needs it to be a folder.") from error
@@ -103,7 +128,7 @@ def write(root: Path, artifact: Artifact, told: Callable[[int], None] | None = N
         _rename(part, target)
     finally:
         part.unlink(missing_ok=True)
-    return target, size, digest
+    return size, digest
 
 
 def _rename(part: Path, target: Path) -> None:
