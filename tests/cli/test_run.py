@@ -182,7 +182,9 @@ def test_no_command_loads_pandas(tmp_path):
     )
     run = tmp_path / "mlruns" / "0" / ("a" * 32)
     run.mkdir(parents=True)
-    (run.parent / "meta.yaml").write_text("artifact_location: x\nexperiment_id: '0'\nlifecycle_stage: active\nname: Default\n")
+    (run.parent / "meta.yaml").write_text(
+        "artifact_location: x\nexperiment_id: '0'\nlifecycle_stage: active\nname: Default\n"
+    )
     (run / "meta.yaml").write_text(f"run_id: {'a' * 32}\nstatus: 3\nstart_time: 1\n")
     (run / "metrics").mkdir()
     (run / "metrics" / "loss").write_text("1 0.5 0\n")
