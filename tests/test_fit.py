@@ -34,7 +34,7 @@ STRICT = Limits(
     system=False,
     records=(),
     blank_names=False,
-    name_tag=True,
+    blank_starts=False,
 )
 
 
@@ -49,7 +49,7 @@ def test_what_fits_stays_as_it_is() -> None:
 
 
 def test_a_long_param_is_cut_and_kept_whole_as_an_artifact() -> None:
-    fitted = fit_run(run(params={"prompt/a": "é" * 11}), STRICT)
+    fitted = fit_run(run(params={"prompt/a": "é" * 11}, start=1), STRICT)
     assert fitted.run.params == {"prompt/a": "é" * 10}
     (whole,) = fitted.overflow
     with whole.open() as stream:
@@ -80,14 +80,20 @@ def test_typed_params_become_text_and_that_is_said() -> None:
 
 
 def test_a_run_without_a_name_gets_its_id_where_names_are_needed() -> None:
-    fitted = fit_run(run(name="", tags={}), STRICT)
+    fitted = fit_run(run(name="", tags={"mlflow.runName": "else"}, start=1), STRICT)
     assert (fitted.run.name, fitted.run.tags) == ("r1", {"mlflow.runName": "r1"})
-    assert {loss.what for loss in fitted.losses} == {"name", "tag 'mlflow.runName'"}
+    assert [loss.what for loss in fitted.losses] == ["name ''", "tag 'mlflow.runName'"]
+
+
+def test_a_run_without_a_start_gets_one_where_starts_are_needed() -> None:
+    fitted = fit_run(run(), STRICT)
+    assert (fitted.run.start, [loss.what for loss in fitted.losses]) == (0, ["start"])
+    assert fit_run(run(), Limits()).run.start is None
 
 
 def test_fields_without_a_place_are_losses() -> None:
     record = Record("mlflow.file.model_output", "m-1", "r1", "{}")
-    fitted = fit_run(run(deleted_at=5, system={"source_name": "x.py"}, records=(record,)), STRICT)
+    fitted = fit_run(run(start=1, deleted_at=5, system={"source_name": "x.py"}, records=(record,)), STRICT)
     assert (fitted.run.deleted_at, fitted.run.system, fitted.run.records) == (None, {}, ())
     assert [loss.what for loss in fitted.losses] == [
         "mlflow.file.model_output 'm-1'",

@@ -67,8 +67,10 @@ def test_two_commands_never_hold_one_ledger(file: Path) -> None:
 
 def test_the_ledger_of_a_killed_command_is_free(file: Path) -> None:
     program = (
-        "import os, signal; from pathlib import Path; from mlmigrate.address import parse; from mlmigrate.ledger import Ledger;"
-        f"held = Ledger.open(Path({str(file)!r}), parse('./a'), parse('./b')); held.begin(1, 0); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal; from pathlib import Path\n"
+        "from mlmigrate.address import parse; from mlmigrate.ledger import Ledger\n"
+        f"held = Ledger.open(Path({str(file)!r}), parse('./a'), parse('./b')); held.begin(1, 0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", program], check=False)
     assert ledger.state(file).pid == 0

@@ -306,7 +306,10 @@ class TestMistakes:
             ("[tags]\na = false", 'm0.toml, line 2: [tags] "a" must be a text, not false.'),
             (
                 '[tag_keys]\n"a" = "mlmigrate."',
-                "m0.toml, line 2: [tag_keys] \"a\" makes a name that begins with 'mlmigrate.': that is mlmigrate's own.",
+                (
+                    "m0.toml, line 2: [tag_keys] \"a\" makes a name that begins with 'mlmigrate.': "
+                    "that is mlmigrate's own."
+                ),
             ),
             (
                 "[redact.names]\n'+' = \"x\"",

@@ -62,12 +62,11 @@ def fit_experiment(experiment: Experiment, limits: Limits) -> tuple[Experiment, 
 
 def fit_run(run: Run, limits: Limits) -> FittedRun:
     """The run as the target can hold it."""
-    fitting = _RunFitting(_named(run, limits), limits)
+    fitting = _RunFitting(run, limits)
     params = {key: fitting.param(name, key, value) for name, key, value in fitting.keyed("param", run.params)}
-    tags = {key: fitting.tag(name, key, value) for name, key, value in fitting.keyed("tag", fitting.run.tags)}
-    fitting.name(run)
+    tags = {key: fitting.tag(name, key, value) for name, key, value in fitting.keyed("tag", run.tags)}
     fitted = replace(
-        fitting.run,
+        run,
         params=params,
         tags=tags,
         inputs=fitting.inputs(),
@@ -76,16 +75,8 @@ def fit_run(run: Run, limits: Limits) -> FittedRun:
         deleted_at=run.deleted_at if limits.deleted_times else None,
     )
     fitting.fields()
-    fitted = fitting.named(fitted)
+    fitted = fitting.started(fitting.named(fitted))
     return FittedRun(fitted, tuple(fitting.losses), tuple(fitting.overflow))
-
-
-def _named(run: Run, limits: Limits) -> Run:
-    if not run.name and not limits.blank_names:
-        run = replace(run, name=run.tags.get(NAME_TAG) or run.id)
-    if limits.name_tag and run.name and run.tags.get(NAME_TAG) != run.name:
-        run = replace(run, tags={**run.tags, NAME_TAG: run.name})
-    return run
 
 
 class _RunFitting:
@@ -128,14 +119,6 @@ class _RunFitting:
         )
         return text[:length]
 
-    def name(self, before: Run) -> None:
-        if self.run.name != before.name:
-            self.lose("name", f"was empty; the run is called {self.run.name!r} there")
-        if self.run.tags.get(NAME_TAG) != before.tags.get(NAME_TAG):
-            self.lose(
-                f"tag {NAME_TAG!r}", f"became {self.run.tags[NAME_TAG]!r}: the target keeps names as this tag too"
-            )
-
     def inputs(self) -> tuple[DatasetInput, ...]:
         if self.limits.inputs:
             return self.run.inputs
@@ -150,19 +133,24 @@ class _RunFitting:
         return tuple(record for record in self.run.records if self.limits.holds(record.kind))
 
     def named(self, run: Run) -> Run:
-        """The run with a name and a start, where the target has none without."""
-        if self.limits.blanks:
+        """The run with a name, where the target has none without."""
+        if self.limits.blank_names:
             return run
         name = run.name or run.id
         if not run.name:
             self.lose("name ''", f"became {name!r}: the target names every run")
-        if run.start is None:
-            self.lose("start", "became 1970: the target holds no run without one")
         tags = dict(run.tags)
         if tags.get(NAME_TAG, name) != name:
             self.lose(f"tag {NAME_TAG!r}", f"became {name!r}: the target holds the run's name there")
             tags[NAME_TAG] = name
-        return replace(run, name=name, start=run.start or 0, tags=tags)
+        return replace(run, name=name, tags=tags)
+
+    def started(self, run: Run) -> Run:
+        """The run with a start, where the target has none without."""
+        if self.limits.blank_starts or run.start is not None:
+            return run
+        self.lose("start", "became 1970: the target holds no run without one")
+        return replace(run, start=0)
 
     def fields(self) -> None:
         if not self.limits.deleted_times and self.run.deleted_at is not None:

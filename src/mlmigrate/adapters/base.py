@@ -91,7 +91,6 @@ class Limits:
     distinct_points    True: points equal in all but log order are one
     nulls              points without a step or a time can be held
     negative_times     points before 1970 can be held
-    blanks             runs without a name or a start can be held, and a tag mlflow.runName that is not the name
     micros             parts of a step or of a millisecond can be held
     point_links        the dataset and model columns of points can be held
     types              params keep their type; otherwise they become text
@@ -101,8 +100,8 @@ class Limits:
     records            prefixes of the kinds of record that can be held ("" for all)
     owned_artifacts    artifacts of models and traces (owner "@...") can be held
     ids                run ids are kept
-    blank_names        runs without a name can be held
-    name_tag           the tracker keeps a run's name as the tag mlflow.runName too
+    blank_names        runs without a name can be held, and a tag mlflow.runName that is not the name
+    blank_starts       runs without a start can be held
     """
 
     key_chars: str | None = None
@@ -116,7 +115,6 @@ class Limits:
     distinct_points: bool = False
     nulls: bool = True
     negative_times: bool = True
-    blanks: bool = True
     micros: bool = True
     point_links: bool = True
     types: bool = True
@@ -128,7 +126,7 @@ class Limits:
     owned_artifacts: bool = True
     ids: bool = True
     blank_names: bool = True
-    name_tag: bool = False
+    blank_starts: bool = True
 
     def holds(self, record_kind: str) -> bool:
         """Whether a record of this kind can be held."""

@@ -57,8 +57,8 @@ class _Torn(Exception):
         self.why = why
 
 
-def explain(error: Exception) -> MigrateError | None:
-    """Our error for one of urllib3's or one of this module's."""
+def explain(error: Exception, where: str = "The MLflow server") -> MigrateError | None:
+    """Our error for one of urllib3's or one of this module's. `where` names the server."""
     if isinstance(error, _Failure):
         return _explain_status(error)
     if isinstance(error, _Torn):
@@ -70,7 +70,7 @@ def explain(error: Exception) -> MigrateError | None:
     if isinstance(error, LocationParseError):
         return NotFound("The address of the MLflow server cannot be understood.")
     if isinstance(error, HTTPError | OSError):
-        return Unavailable(f"The MLflow server is away ({type(error).__name__}).")
+        return Unavailable(f"{where} does not answer ({type(error).__name__}).", "The same command again goes on.")
     return None
 
 
@@ -278,7 +278,7 @@ class Client:
             finally:
                 response.close()  # one that was read to its end has given its connection back already
         except (_Failure, HTTPError, ConnectionError, TimeoutError) as error:
-            raise explain(error) or error from error
+            raise explain(error, self.login.base) or error from error
 
     def _check(self, response: BaseHTTPResponse) -> None:
         if not 200 <= response.status < 300:  # noqa: PLR2004  # HTTP's successes
@@ -324,7 +324,7 @@ class _Stream(io.RawIOBase):
         try:
             data = self._response.read(len(buffer))
         except (HTTPError, ConnectionError, TimeoutError) as error:
-            raise explain(error) or error from error
+            raise explain(error, self._where) or error from error
         buffer[: len(data)] = data
         self._count(len(data))
         return len(data)

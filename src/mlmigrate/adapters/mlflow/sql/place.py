@@ -214,19 +214,13 @@ class _Writing:
             **{name: self._cut(run, name, value) for name, value in system.items()},
             "user_id": self._cut(run, "user_id", run.user),
             "status": run.status,
-            "start_time": self._start(run),
+            "start_time": run.start,
             "end_time": run.end,
             "lifecycle_stage": "deleted" if run.deleted else "active",
             "artifact_uri": run.artifact_uri if self.target.keep_uris and run.artifact_uri else uri,
             "experiment_id": home.id,
             "deleted_time": run.deleted_at,
         }
-
-    def _start(self, run: Run) -> int:
-        """MLflow opens no run without a start, nor any list that such a run is in."""
-        if run.start is None:
-            self._lose(run, "no start time", "MLflow opens no run without one; it is 0 now")
-        return run.start or 0
 
     def _cut(self, run: Run, column: str, value: str | None) -> str | None:
         length = self.target.shape.length("runs", column)

@@ -81,6 +81,7 @@ class DatabaseTarget:
             infinities=False,
             distinct_points=True,
             nulls=False,
+            blank_starts=False,
             micros=False,
             point_links=False,
             types=False,
