@@ -15,7 +15,7 @@ from mlmigrate.adapters.base import Limits
 from mlmigrate.adapters.memory import Held, Memory, install
 from mlmigrate.address import Address
 from mlmigrate.events import Silent
-from mlmigrate.model import POINTS
+from mlmigrate.model import POINTS, Record, Run
 from mlmigrate.survey import Job
 from mlmigrate.testing.conformance import copy
 from mlmigrate.testing.samples import hard_samples, place_of, samples
@@ -130,3 +130,26 @@ def test_known_losses_are_findings_only_when_strict(source: Memory, tmp_path: Pa
     assert found(source, target) == []
     assert {what for _, what in found(source, target, strict=True)} != set()
     assert len(verdict(source, target).losses) == 3
+
+
+def with_records(bodies: list[str]) -> Memory:
+    place = place_of(samples())
+    run = Run("@spans", "", origin="mlflow:@spans:x", stamp="s")
+    records = tuple(Record("mlflow.sql.spans", f"spans/{n}", "", body) for n, body in enumerate(bodies))
+    place.held[run.origin] = Held(run, records=records)
+    return place
+
+
+def test_records_are_equal_whatever_their_order_and_with_more_fields_there() -> None:
+    here = with_records(['{"id": 1, "x": null}', '{"id": 2, "x": "a"}'])
+    there = with_records(['{"new": 0, "x": "a", "id": 2}', '{"x": null, "id": 1, "new": 0}'])
+    assert found(here, there) == []
+    assert verdict(here, there).records == 2
+
+
+def test_a_record_that_is_another_or_is_not_there_is_found() -> None:
+    here = with_records(['{"id": 1}', '{"id": 1}', '{"id": 2}'])
+    assert found(here, with_records(['{"id": 1}', '{"id": 3}'])) == [
+        ("*", "mlflow.sql.spans spans/1"),
+        ("*", "mlflow.sql.spans spans/2"),
+    ]

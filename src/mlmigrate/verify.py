@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -25,7 +26,7 @@ from mlmigrate.events import Progress, RunEvent, RunState
 from mlmigrate.fingerprint import Sums
 from mlmigrate.fit import text_of
 from mlmigrate.mapping import Mapping as Rules
-from mlmigrate.model import OURS, PARENT_TAG, Arrival, Artifact, Experiment, Finding, Loss, Run, RunRef
+from mlmigrate.model import OURS, PARENT_TAG, Arrival, Artifact, Experiment, Finding, Loss, Record, Run, RunRef
 from mlmigrate.pack import Contents, Pack, Recipe, packs
 from mlmigrate.steps import Steps
 from mlmigrate.survey import Job, wanted_experiments, wanted_refs
@@ -233,26 +234,24 @@ class _Comparison:
         plain = Recipe(self.both.recipe.selection, Rules(), Limits())
         found, found_files = self._records(there, self.both.there, plain)
         self.records += len(meant)
-        for (kind, name), body in meant.items():
-            if not _same_record(body, found.get((kind, name))):
-                said = "not there" if (kind, name) not in found else "another"
-                self._find(Finding("*", "", "", f"{kind} {name}", "there", said))
+        for record in _not_among(meant, found):
+            self._find(Finding("*", "", "", f"{record.kind} {record.id}", "there", "not there, or another"))
         for at, weight in files.items():
             if at not in found_files or not _same_file(weight, found_files[at]):
-                self._find(Finding("*", "", "", f"artifact {at[0]}/{at[1]}", _file(weight), "not there or another"))
+                self._find(Finding("*", "", "", f"artifact {at[0]}/{at[1]}", _file(weight), "not there, or another"))
 
     def _records(
         self, refs: Sequence[RunRef], source: Source, recipe: Recipe
-    ) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], Weight]]:
-        bodies: dict[tuple[str, str], str] = {}
+    ) -> tuple[list[Record], dict[tuple[str, str], Weight]]:
+        records: list[Record] = []
         files: dict[tuple[str, str], Weight] = {}
         for ref in refs:
             with source.read([ref]) as reading:
                 contents = Contents(reading, recipe)
                 files |= {(one.owner, one.path): self._weight(one) for one in contents.artifacts()}
-                bodies |= {(one.kind, one.id): one.body for one in contents.records()}
+                records += contents.records()
                 self.losses += contents.losses
-        return bodies, files
+        return records, files
 
     def _again(self, pack: Pack, error: MigrateError) -> Sequence[Pack]:
         if len(pack.refs) > 1:
@@ -425,14 +424,35 @@ def _of_kind(refs: Sequence[RunRef], kind: str) -> list[RunRef]:
     return [ref for ref in refs if ref.kind == kind]
 
 
-def _same_record(meant: str, found: str | None) -> bool:
-    """Equal, or with more fields in the target: a newer schema has columns that the source did not know."""
-    if found is None or meant == found:
-        return found is not None
-    here, there = (msgspec.json.decode(body) for body in (meant, found))
-    if not isinstance(here, dict) or not isinstance(there, dict):
-        return bool(here == there)
-    return all(name in there and there[name] == value for name, value in here.items())
+def _not_among(meant: Sequence[Record], found: Sequence[Record]) -> list[Record]:
+    """The records without an equal in the target, whatever their ids are there.
+
+    Only the fields that the source knows are compared: a newer schema has columns that it did not know.
+    """
+    fields: dict[str, set[str]] = {}
+    for record in meant:
+        fields.setdefault(record.kind, set()).update(_fields(record))
+    there = Counter(_content(record, fields.get(record.kind, set())) for record in found)
+    missing = []
+    for record in meant:
+        content = _content(record, fields[record.kind])
+        there[content] -= 1
+        if there[content] < 0:
+            missing.append(record)
+    return missing
+
+
+def _fields(record: Record) -> set[str]:
+    body = msgspec.json.decode(record.body)
+    return set(body) if isinstance(body, dict) else set()
+
+
+def _content(record: Record, fields: set[str]) -> bytes:
+    body = msgspec.json.decode(record.body)
+    if isinstance(body, dict):
+        body = {name: value for name, value in body.items() if name in fields}
+    whole = msgspec.json.encode((record.kind, body), order="sorted")
+    return hashlib.blake2b(whole, digest_size=16).digest()
 
 
 def _texts(params: Mapping[str, object]) -> dict[str, str]:

@@ -25,6 +25,8 @@ KIND = "mlflow.sql."
 SMALL = 5_000  # rows; smaller tables are stamped by all that they hold
 _LARGE_ROWS = frozenset(["spans", "evaluation_dataset_records"])
 SECRET_TABLES = {"secrets": "secrets can be read only by the server that encrypted them"}
+# A queue, its locks and leases: they tell what one server is doing, and would make another do it again.
+TRANSIENT_TABLES = ("jobs", "job_locks", "scheduler_leases")
 SECRET_COLUMNS = {"webhooks": ("secret", "webhook secrets can be read only by the server that encrypted them")}
 _DATASET_INPUTS = "source_type = 'DATASET' AND destination_type = 'RUN'"
 _FILTERS = {
@@ -57,9 +59,10 @@ def refs(session: Session, shape: Shape, identity: str) -> Iterator[RunRef]:
             )
 
 
-def secret_losses(session: Session, shape: Shape) -> Iterator[Loss]:
+def stays(session: Session, shape: Shape) -> Iterator[Loss]:
     """What must stay where it is."""
-    for table, reason in SECRET_TABLES.items():
+    transient = dict.fromkeys(TRANSIENT_TABLES, "are the server's own work under way, and stay with it")
+    for table, reason in (SECRET_TABLES | transient).items():
         if shape.has(table) and (count := int(session.rows(f"SELECT count(*) AS n FROM {_quoted(table)}")[0][0])):
             yield Loss("", f"{count} rows of {table}", reason)
     for table, (column, reason) in SECRET_COLUMNS.items():

@@ -25,7 +25,7 @@ NEWEST = "3.18"
 MODELLED = frozenset(
     ["experiments", "experiment_tags", "runs", "params", "tags", "metrics", "latest_metrics", "datasets"]
 )
-# Rows that no other place can use, or that must not leave: queues, locks, sums made anew, our own marks.
+# Rows that no other place can use; records.stays tells of them.
 LEFT_OUT = frozenset(["alembic_version", "jobs", "job_locks", "scheduler_leases"])
 
 _TABLES = {

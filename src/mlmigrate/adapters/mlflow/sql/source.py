@@ -128,7 +128,7 @@ class DatabaseSource:
                 self._oddities += listing.oddities
                 experiments += self._made_up(experiments, refs)
                 identity = _identity(experiments, refs)
-                self._oddities += records.secret_losses(session, self._shape)
+                self._oddities += records.stays(session, self._shape)
                 self._refs = refs + list(records.refs(session, self._shape, identity))
                 self._experiments = experiments
 
