@@ -87,8 +87,9 @@ class _Count:
             experiments = {run.id: self._name(run.experiment) for run in contents.runs}
             points, artifacts, sizes = Counter[str](), Counter[str](), Counter[str]()
             if self.quick:
-                points.update({self._name(ref.experiment): ref.points for ref in refs})
-                sizes.update({self._name(ref.experiment): ref.size for ref in refs})
+                for ref in refs:
+                    points[self._name(ref.experiment)] += ref.points
+                    sizes[self._name(ref.experiment)] += ref.size
             else:
                 self._drain(contents, experiments, points, artifacts, sizes)
             names = set(self._names(reading, contents))

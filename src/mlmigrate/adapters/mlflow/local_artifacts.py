@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
-from uuid import uuid4
 
 from mlmigrate.errors import BadData, Conflict, Damaged, DiskFull, MigrateError, NotFound, Refused
 from mlmigrate.model import Artifact, Loss
@@ -121,7 +120,9 @@ def _write(target: Path, artifact: Artifact, told: Callable[[int], None] | None)
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise Conflict(f"{target.parent} is a file, and {artifact.path!r} needs it to be a folder.") from error
-    part = target.with_name(f"{uuid4().hex}{PART}")
+    # always the same name: the same command again overwrites what a kill left half-written
+    part = target.with_name(hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32] + PART)
+    part.unlink(missing_ok=True)
     try:
         size, digest = _copy(artifact, part, told)
         _check(artifact, size, digest)

@@ -21,7 +21,7 @@ from mlmigrate.adapters.mlflow.sql.connect import OTHER, Database
 from mlmigrate.adapters.mlflow.sql.schema import head_statements
 from mlmigrate.adapters.mlflow.sql.source import DatabaseSource
 from mlmigrate.address import parse
-from mlmigrate.errors import NotFound
+from mlmigrate.errors import BadData, NotFound
 from mlmigrate.model import POINTS
 
 STORES = [
@@ -436,3 +436,22 @@ def test_through_sqlalchemy_the_same_is_read(store, name):
     assert sorted(theirs[2], key=repr) == order
     assert sorted(one.body for one in ours[3]) == sorted(one.body for one in theirs[3])
     other.close()
+
+
+def test_a_source_left_by_a_writer_that_died_is_told_and_not_written(tmp_path):
+    file = tmp_path / "mlflow.db"
+    program = (
+        "import os, signal, sqlite3, sys\n"
+        "store = sqlite3.connect(sys.argv[1])\n"
+        "store.execute('create table experiments (experiment_id integer, name text)')\n"
+        "store.execute('pragma cache_size = 1')\n"
+        "store.execute('begin')\n"
+        "store.executemany('insert into experiments values (?, ?)', [(n, 'x' * 900) for n in range(500)])\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(file)], check=False)
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    assert "mlflow.db-journal" in before
+    with pytest.raises(BadData, match="a process that died"):
+        open_source(parse(f"mlflow:sqlite:///{file}"), Context("source")).refs()
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before

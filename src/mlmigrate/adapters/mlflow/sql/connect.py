@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,6 +202,12 @@ class Database:
                 session.table(f"PRAGMA {pragma}")
             return session
 
+    def settle(self) -> None:
+        """Takes back what a killed writer had not committed: SQLite does so as it opens, but never for a reader."""
+        if self.kind == SQLITE and self._beside("-journal"):
+            with explained(self.shown), closing(self.writing()) as session:
+                session.table("SELECT count(*) FROM sqlite_master")
+
     def uri(self, mode: str) -> str:
         """SQLite's own name of the file, whatever characters the path has."""
         path = quote(str(self._path().absolute()))
@@ -235,6 +241,11 @@ class Database:
         try:
             return self._open_sqlite()
         except adbc_driver_manager.Error as error:
+            if self._beside("-journal") and "readonly" in str(error):
+                raise BadData(
+                    f"{self.shown} was being written by a process that died; its journal lies beside it.",
+                    "We never write a source: copy both files elsewhere, open the copy once with sqlite3, and read that.",
+                ) from error
             if not log or "open" not in str(error):
                 raise
             self.immutable = self.stale = True  # the folder is read-only: the log cannot be read

@@ -355,7 +355,7 @@ def _metrics(batch: pa.RecordBatch, ids: Mapping[str, str], *, boolean: bool) ->
     if pc.any(nan).as_py():
         value = pc.if_else(nan, 0.0, value)
     run = batch.column("run")
-    here = pa.array([ids[one] for one in run.dictionary.to_pylist()], pa.utf8())
+    here = pa.array([ids.get(one) for one in run.dictionary.to_pylist()], pa.utf8())
     columns = {
         "key": batch.column("key"),
         "value": value,

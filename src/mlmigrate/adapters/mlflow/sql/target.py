@@ -172,6 +172,7 @@ class DatabaseTarget:
             if not file.absolute().parent.is_dir():
                 raise NotFound(f"There is no folder {file.absolute().parent} to make {file.name} in.")
             return
+        self.database.settle()
         with self.reading() as session:
             found = shape(session)
             if found.tables:
