@@ -244,7 +244,7 @@ class Database:
             if self._beside("-journal") and "readonly" in str(error):
                 raise BadData(
                     f"{self.shown} was being written by a process that died; its journal lies beside it.",
-                    "We never write a source: copy both files elsewhere, open the copy once with sqlite3, and read that.",
+                    "No source is written here: copy both files elsewhere, open that copy once with sqlite3, and read it.",
                 ) from error
             if not log or "open" not in str(error):
                 raise
