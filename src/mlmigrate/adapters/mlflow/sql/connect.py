@@ -244,7 +244,7 @@ class Database:
             if self._beside("-journal") and "readonly" in str(error):
                 raise BadData(
                     f"{self.shown} was being written by a process that died; its journal lies beside it.",
-                    "No source is written here: copy both files elsewhere, open that copy once with sqlite3, and read it.",
+                    "No source is written: copy both files elsewhere, open that copy once with sqlite3, and read it.",
                 ) from error
             if not log or "open" not in str(error):
                 raise
