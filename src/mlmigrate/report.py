@@ -334,6 +334,8 @@ def _equal(verdict: Verdict, job: Job, *, quick: bool, download: bool) -> str:
         what.append("artifacts by where they lie")
     elif "artifacts" in parts:
         what.append(f"{several(verdict.artifacts, 'artifact')} by {'sha256' if download else 'what both places know'}")
+    if verdict.records:
+        what.append(several(verdict.records, "record"))
     return f"{runs}: {', '.join(what)}."
 
 
