@@ -495,3 +495,15 @@ def test_a_busy_database_is_unavailable_not_lost(tmp_path, monkeypatch):
             target.prepare([Experiment("13", "y")])
         holder.communicate("\n")
     assert target.prepare([Experiment("13", "y")]) == []
+
+
+def test_rows_whose_key_the_target_has_already_stay_and_that_is_told(full, tmp_path):
+    target = tmp_path / "filled.db"
+    with sqlite3.connect(target) as connection:
+        for statement in head_statements("sqlite"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO registered_models VALUES ('rm', 1, 2, 'theirs', 'default')")
+    report = carry(sqlite_address(full), sqlite_address(target), tmp_path)
+    assert report.failed == ()
+    assert [row["description"] for row in sqlite_tables(target)["registered_models"]] == ["theirs"]
+    assert "1 rows of registered_models" in [loss.what for loss in report.losses]

@@ -54,17 +54,17 @@ class Session:
             cursor.execute(sql)
             yield from cursor.fetch_record_batch()
 
-    def table(self, sql: str) -> pa.Table:
+    def table(self, sql: str, values: tuple[str, ...] | None = None) -> pa.Table:
         """All rows at once."""
         with self._connection.cursor() as cursor:
             if self.kind == SQLITE:
                 cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(BATCH)})
-            cursor.execute(sql)
+            cursor.execute(sql, values)
             return cursor.fetch_arrow_table()
 
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str, values: tuple[str, ...] | None = None) -> list[tuple[Any, ...]]:
         """All rows at once, as Python values."""
-        return list(zip(*[texts(column) for column in self.table(sql).columns], strict=True))
+        return list(zip(*[texts(column) for column in self.table(sql, values).columns], strict=True))
 
     def execute(self, sql: str, values: tuple[str, ...] | None = None) -> None:
         """Does what `sql` says; rows it may give are not wanted."""
@@ -131,9 +131,9 @@ class OtherSession(Session):
         for part in result.partitions(BATCH):
             yield pa.RecordBatch.from_arrays([_array(column) for column in zip(*part, strict=True)], names=names)
 
-    def table(self, sql: str) -> pa.Table:
+    def table(self, sql: str, values: tuple[str, ...] | None = None) -> pa.Table:
         """All rows at once."""
-        result = self._connection.exec_driver_sql(self._driven(sql))
+        result = self._connection.exec_driver_sql(self._driven(sql), values)
         names = list(result.keys())
         columns = list(zip(*result.fetchall(), strict=True)) or [()] * len(names)
         return pa.table([_array(column) for column in columns], names=names)

@@ -83,7 +83,16 @@ def _insert_sqlite(
     verb = "REPLACE" if ours else "IGNORE"
     rows_ = f"SELECT {', '.join(chosen)} FROM mlmigrate_rows ORDER BY rowid"
     session.execute(f"INSERT OR {verb} INTO {_quoted(table)} ({names}) {rows_}")
+    if not ours:
+        _tell_skipped(table, len(rows) - int(session.rows("SELECT changes() AS n")[0][0]), losses)
     session.execute("DROP TABLE mlmigrate_rows")
+
+
+def _tell_skipped(table: str, count: int, losses: list[Loss]) -> None:
+    """Rows that the database did not take. Each database has the default workspace already, and it is the same."""
+    if count and table != "workspaces":
+        because = "the target has others under the same key, or refuses what is in them"
+        losses.append(Loss("", f"{count} rows of {table}", because))
 
 
 def _marked(value: object, losses: list[Loss], table: str) -> str:
@@ -111,10 +120,13 @@ def _insert_postgresql(
     names = ", ".join(map(_quoted, columns))
     does = _update(session, table, columns) if ours else "DO NOTHING"
     sql = (
-        f"INSERT INTO {_quoted(table)} ({names}) SELECT {values} "
-        f"FROM json_to_recordset(CAST(CAST($1 AS text) AS json)) AS r({declared}) ON CONFLICT {does}"
+        f"WITH taken AS (INSERT INTO {_quoted(table)} ({names}) SELECT {values} "
+        f"FROM json_to_recordset(CAST(CAST($1 AS text) AS json)) AS r({declared}) ON CONFLICT {does} RETURNING 1) "
+        "SELECT count(*)::bigint AS n FROM taken"
     )
-    session.execute(sql, (_json(columns, rows, losses, table),))
+    taken = int(session.rows(sql, (_json(columns, rows, losses, table),))[0][0])
+    if not ours:
+        _tell_skipped(table, len(rows) - taken, losses)
 
 
 def _chunks(target: DatabaseTarget, batches: Iterator[pa.RecordBatch], losses: list[Loss]) -> Iterator[_Chunk]:
