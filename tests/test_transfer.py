@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mlmigrate import demo, mapping
 from mlmigrate.adapters.base import Limits, Packing
 from mlmigrate.adapters.memory import Held, Memory, install
+from mlmigrate.address import parse
 from mlmigrate.errors import DiskFull, Unavailable
 from mlmigrate.events import Silent
 from mlmigrate.ledger import Ledger
@@ -148,3 +150,16 @@ def test_records_are_packs_of_their_own() -> None:
 def test_a_pack_of_the_same_runs_in_the_same_state_has_the_same_id() -> None:
     assert pack_of(refs(1, 2)).id == pack_of(refs(3, 4)).id
     assert pack_of(refs(1, 2)).id != pack_of([replace(ref, stamp="new") for ref in refs(1, 2)]).id
+
+
+def test_a_second_copy_with_a_mapping_does_nothing_either(tmp_path: Path) -> None:
+    demo.make(tmp_path)
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[tags]\norigin = "old"\n')
+    job = Job(parse(f"mlflow:{tmp_path / 'mlruns'}"), parse(str(tmp_path / "archive")), mapping=mapping.load([rules]))
+    reports = []
+    for number in range(2):
+        held = Ledger.open(tmp_path / f"{number}.ledger", job.source, job.target)
+        reports.append(transfer(job, held, Silent()))
+        held.close()
+    assert [report.copied for report in reports] == [12, 0]

@@ -52,6 +52,7 @@ OURS = "mlmigrate."
 ORIGIN_TAG = "mlmigrate.origin"
 STAMP_TAG = "mlmigrate.stamp"
 PARENT_TAG = "mlflow.parentRunId"
+UNKNOWN_STAMP = "?"  # of a run that nobody can tell to have changed or not
 
 
 @dataclass(frozen=True, slots=True)

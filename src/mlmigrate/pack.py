@@ -19,10 +19,8 @@ from mlmigrate import fingerprint
 from mlmigrate.adapters.base import Limits, Packing, Reading
 from mlmigrate.fit import fit_points, fit_record, fit_run
 from mlmigrate.mapping import Mapping as Rules
-from mlmigrate.model import POINTS, Artifact, Loss, Record, Run, RunRef
+from mlmigrate.model import POINTS, UNKNOWN_STAMP, Artifact, Loss, Record, Run, RunRef
 from mlmigrate.selection import Selection
-
-UNKNOWN_STAMP = "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +84,13 @@ class Recipe:
 class Contents:
     """What the runs of a reading are once mapped and fitted; each stream can be taken once.
 
-    `points_seen`, `artifacts_seen` and `bytes_seen` count what passed; `losses` is complete once
-    the streams are drained.
+    Runs bear the stamps of `refs`, those that the target shall keep.  `points_seen`, `artifacts_seen`
+    and `bytes_seen` count what passed; `losses` is complete once the streams are drained.
     """
 
-    def __init__(self, reading: Reading, recipe: Recipe) -> None:
+    def __init__(self, reading: Reading, recipe: Recipe, refs: Sequence[RunRef] = ()) -> None:
         self._reading, self._recipe = reading, recipe
+        self._stamps = {ref.origin: ref.stamp for ref in refs}
         self._losses: list[Loss] = []
         self._overflow: list[Artifact] = []
         self.runs = [self._run(run) for run in reading.runs]
@@ -125,7 +124,7 @@ class Contents:
         parts = self._recipe.selection.parts
         kept = replace(
             run,
-            stamp=full_stamp(run.stamp, self._recipe.text),
+            stamp=self._stamps.get(run.origin, run.stamp),
             params=run.params if "params" in parts else {},
             tags=run.tags if "tags" in parts else {},
             inputs=run.inputs if "inputs" in parts else (),

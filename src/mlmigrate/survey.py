@@ -14,8 +14,8 @@ from mlmigrate.address import Address
 from mlmigrate.events import Progress, Silent
 from mlmigrate.fit import fit_experiment
 from mlmigrate.mapping import Mapping as Rules
-from mlmigrate.model import Arrival, Experiment, Loss, RunRef
-from mlmigrate.pack import UNKNOWN_STAMP, Recipe, full_stamp
+from mlmigrate.model import UNKNOWN_STAMP, Arrival, Experiment, Loss, RunRef
+from mlmigrate.pack import Recipe, full_stamp
 from mlmigrate.selection import Selection
 from mlmigrate.steps import Steps
 
@@ -128,8 +128,4 @@ def wanted_refs(
     for ref in steps.do("runs", lambda: list(source.refs())):
         known = ref.experiment in experiments or ref.kind == "records"
         if known and recipe.selection.wants(ref):
-            yield replace(ref, stamp=_stamp(ref, recipe.text))
-
-
-def _stamp(ref: RunRef, recipe: str) -> str:
-    return full_stamp(ref.stamp, recipe) if ref.stamp else UNKNOWN_STAMP
+            yield replace(ref, stamp=full_stamp(ref.stamp, recipe.text) if ref.stamp else UNKNOWN_STAMP)

@@ -55,7 +55,7 @@ def transfer_pack(job: Job, pack: Pack) -> Receipt:
 
 def _carry(places: Places, pack: Pack) -> Receipt:
     with places.source.read(pack.refs) as reading:
-        contents = Contents(reading, places.recipe)
+        contents = Contents(reading, places.recipe, pack.refs)
         with places.target.pack(pack.id, pack.refs, contents.distinct) as place:
             place.begin(contents.runs)
             for batch in _checked(places, contents.points()):

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from mlmigrate.archive.commits import Commit, Entry, File
 from mlmigrate.archive.index import Index
 from mlmigrate.archive.values import Row, escape
 from mlmigrate.errors import Conflict, NotFound
-from mlmigrate.model import POINTS, Artifact, Experiment, Loss, Record, Run, RunRef
+from mlmigrate.model import POINTS, UNKNOWN_STAMP, Artifact, Experiment, Loss, Record, Run, RunRef
 from mlmigrate.storage import Storage
 
 BATCH = 1 << 16
@@ -51,7 +52,9 @@ class ArchiveSource:
         return experiments_in(self._storage, self.index, self.tables)
 
     def refs(self) -> Sequence[RunRef]:
-        return [entry.ref for entry in _parents_first([entry for _, entry in self.index.live.values()])]
+        live = self.index.live.values()
+        packs = {entry.key: commit.pack for commit, entry in live}
+        return [_stamped(entry.ref, packs[entry.key]) for entry in _parents_first([entry for _, entry in live])]
 
     @contextmanager
     def read(self, refs: Sequence[RunRef]) -> Iterator[ArchiveReading]:
@@ -246,6 +249,11 @@ def experiments_in(storage: Storage, found: Index, tables: Tables | None = None)
                 if last.get(escape(row[0])) == commit.pack:
                     read[escape(row[0])] = values.experiment_of(row)
     return [read[id_] for id_ in last if id_ in read]
+
+
+def _stamped(ref: RunRef, pack: str) -> RunRef:
+    """A run that may have been changing when it was taken changes here no more, until another pack brings it."""
+    return replace(ref, stamp=pack) if ref.stamp in ("", UNKNOWN_STAMP) else ref
 
 
 def _parents_first(entries: Sequence[Entry]) -> Iterable[Entry]:

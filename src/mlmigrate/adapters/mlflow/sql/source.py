@@ -124,13 +124,18 @@ class DatabaseSource:
             with self._session() as session, explained(self._database.shown):
                 experiments = _experiments(session, self._shape, self._oddities)
                 listing = Listing(session, self._shape)
-                refs = listing.refs()
+                refs = [self._still(ref) for ref in listing.refs()]
                 self._oddities += listing.oddities
                 experiments += self._made_up(experiments, refs)
                 identity = _identity(experiments, refs)
                 self._oddities += records.stays(session, self._shape)
                 self._refs = refs + list(records.refs(session, self._shape, identity))
                 self._experiments = experiments
+
+    def _still(self, ref: RunRef) -> RunRef:
+        """A run under way may write files that the database does not know of: nobody can tell whether it changed."""
+        under_way = ref.status in ("RUNNING", "SCHEDULED") and self._finder.wanted
+        return replace(ref, stamp="") if under_way else ref
 
     def _made_up(self, experiments: list[Experiment], refs: list[RunRef]) -> list[Experiment]:
         lost = reconstructed((one.id for one in experiments), refs)
