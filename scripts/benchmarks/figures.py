@@ -283,18 +283,24 @@ def _bare_postgres(server: str, columns: Path) -> Cost:
 
 
 def rest_read(shop: Shop) -> list[Row]:
-    """A server read, with its default workers and with one."""
-    return [row for workers, goal in ((0, 10), (1, 5)) for row in _rest_read(shop, workers, goal)]
+    """A server read, with its default workers and with one: many short histories, and artifacts."""
+    return [row for workers, goal in ((0, 10), (1, 5)) for row in _rest_read(shop, "rest-read", workers, goal)]
 
 
-def _rest_read(shop: Shop, workers: int, goal: float) -> list[Row]:
-    shape, which = shop.sizes.rest, "1 worker" if workers else "4 workers"
+def rest_points(shop: Shop) -> list[Row]:
+    """The same with long histories and no artifacts: the server's own work is nearly all there is."""
+    return [row for workers, goal in ((0, 10), (1, 5)) for row in _rest_read(shop, "rest-points", workers, goal)]
+
+
+def _rest_read(shop: Shop, name: str, workers: int, goal: float) -> list[Row]:
+    shape = shop.sizes.team if name == "rest-read" else shop.sizes.rest
+    figure = f"{name}, {'1 worker' if workers else '4 workers'}"
     with shop.serving(_copied(shop, shop.store(shape)), workers) as server:
         before = server.cpu()
         ours = export(shop, f"mlflow:{server.url}")
         used = server.cpu() - before
         theirs = shop.peers.export_all(server.url, shop.place("peer"), shape.runs)
-    return [ratio(f"rest-read, {which}", shape, ours, theirs, goal), _share(f"rest-read, {which}", shape, ours, used)]
+    return [ratio(figure, shape, ours, theirs, goal), _share(figure, shape, ours, used)]
 
 
 def _share(figure: str, shape: Shape, ours: Cost, used: float) -> Row:
@@ -412,6 +418,8 @@ ALL: dict[str, Callable[[Shop], list[Row]]] = {
     "write-db": write_db,
     "insert": insert,
     "rest-read": rest_read,
+    "rest-points": rest_points,
+    "rest-points": rest_points,
     "rest-write": rest_write,
     "files": files,
     "memory": memory,

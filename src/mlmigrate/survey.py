@@ -125,7 +125,9 @@ def wanted_refs(
     source: Source, recipe: Recipe, steps: Steps, experiments: Mapping[str, Experiment]
 ) -> Iterator[RunRef]:
     """The runs asked for, with the stamps that the target shall keep."""
+    text = recipe.text
     for ref in steps.do("runs", lambda: list(source.refs())):
         known = ref.experiment in experiments or ref.kind == "records"
         if known and recipe.selection.wants(ref):
-            yield replace(ref, stamp=full_stamp(ref.stamp, recipe.text) if ref.stamp else UNKNOWN_STAMP)
+            stamp = full_stamp(ref.stamp, text) if ref.stamp else UNKNOWN_STAMP
+            yield ref if stamp == ref.stamp else replace(ref, stamp=stamp)

@@ -19,7 +19,7 @@ from mlmigrate.archive.commits import Commit, Entry, File, Lost, Totals, encode
 from mlmigrate.archive.index import Clock, Index
 from mlmigrate.archive.reader import experiments_in
 from mlmigrate.archive.tables import Points, Rows
-from mlmigrate.archive.values import escape
+from mlmigrate.archive.values import escape, unescape
 from mlmigrate.errors import BadData, Conflict, Damaged
 from mlmigrate.model import PARENT_TAG, Arrival, Artifact, Experiment, Loss, Record, Run, RunRef
 from mlmigrate.storage import Storage
@@ -46,8 +46,8 @@ class ArchiveTarget:
 
     def arrived(self) -> Mapping[str, Arrival]:
         """The runs and records that are whole here, by origin."""
-        refs = [entry.ref for _, entry in self._load().live.values()]
-        return {ref.origin: Arrival(ref.id, ref.stamp) for ref in refs if ref.origin}
+        entries = [entry for _, entry in self._load().live.values() if entry.origin]
+        return {unescape(one.origin): Arrival(unescape(one.id), unescape(one.stamp)) for one in entries}
 
     def prepare(self, experiments: Sequence[Experiment]) -> Sequence[Loss]:
         """Keeps the experiments that are new or changed; writes nothing when there are none.
