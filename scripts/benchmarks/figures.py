@@ -419,7 +419,6 @@ ALL: dict[str, Callable[[Shop], list[Row]]] = {
     "insert": insert,
     "rest-read": rest_read,
     "rest-points": rest_points,
-    "rest-points": rest_points,
     "rest-write": rest_write,
     "files": files,
     "memory": memory,
