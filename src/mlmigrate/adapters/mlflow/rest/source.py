@@ -59,6 +59,9 @@ def open_source(address: Address, context: Context) -> RestSource:
         raise
 
 
+KEPT_VALUES = 50_000  # params, tags and metrics of runs that are kept from the listing: some 15 MB
+
+
 class RestSource:
     """A server. `read` may be called from several threads at once."""
 
@@ -71,6 +74,8 @@ class RestSource:
         self._oddities: list[Loss] = []
         self._things = Things(client, server)
         self._with_models: dict[str, bool] = {}
+        self._kept: dict[str, WireRun] = {}
+        self._room = 0
 
     def experiments(self) -> Sequence[Experiment]:
         """All experiments, oldest first."""
@@ -81,11 +86,19 @@ class RestSource:
     def refs(self) -> Iterator[RunRef]:
         """All runs, the oldest of each hundred experiments first, so that parents come before their children."""
         ids = [experiment.id for experiment in self.experiments()]
+        self._kept, self._room = {}, KEPT_VALUES
         for start in range(0, len(ids), EXPERIMENTS_PER_SEARCH):
             for run in self._pages(ids[start : start + EXPERIMENTS_PER_SEARCH]):
+                self._keep(run)
                 yield _ref(run)
         self._oddities = []
         yield from self._things.refs(ids, self._oddities)
+
+    def _keep(self, run: WireRun) -> None:
+        """Spares the server a second look at a run that is over, as long as there are few."""
+        self._room -= len(run.data.params) + len(run.data.tags) + len(run.data.metrics)
+        if self._room > 0 and run.info.status not in ALIVE:
+            self._kept[run.id] = run
 
     def _pages(self, experiments: Sequence[str]) -> Iterator[WireRun]:
         seen: set[str] = set()
@@ -107,7 +120,9 @@ class RestSource:
 
     def _reading(self, refs: Sequence[RunRef], pool: Executor) -> RestReading:
         things, refs = [ref for ref in refs if ref.kind == "records"], [ref for ref in refs if ref.kind == "run"]
-        found = {run.id: run for some in pool.map(self._fetch, _batches(refs, IDS_PER_SEARCH)) for run in some}
+        found = {ref.id: run for ref in refs if (run := self._kept.pop(ref.id, None)) is not None}
+        others = [ref for ref in refs if ref.id not in found]
+        found |= {run.id: run for some in pool.map(self._fetch, _batches(others, IDS_PER_SEARCH)) for run in some}
         with_inputs = [run.id for run in found.values() if self._may_have_model_inputs(run.info.experiment_id)]
         found |= {run.id: run for run in pool.map(self._get, with_inputs) if run is not None}
         gone = [ref for ref in refs if ref.id not in found]
