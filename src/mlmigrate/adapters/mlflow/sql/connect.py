@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import adbc_driver_manager
-import adbc_driver_postgresql.dbapi
 import adbc_driver_sqlite.dbapi
 import pyarrow as pa
 
@@ -187,7 +186,7 @@ class Database:
             if self.kind == SQLITE:
                 return self._read_sqlite()
             if self.kind == POSTGRESQL:
-                session = Session(POSTGRESQL, adbc_driver_postgresql.dbapi.connect(self.place))
+                session = Session(POSTGRESQL, _postgresql(self.place))
                 session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 return session
             return self._read_other()
@@ -196,7 +195,7 @@ class Database:
         """A session that may write; a SQLite file that is not there is made."""
         with explained(self.shown):
             if self.kind == POSTGRESQL:
-                return Session(POSTGRESQL, adbc_driver_postgresql.dbapi.connect(self.place))
+                return Session(POSTGRESQL, _postgresql(self.place))
             session = Session(SQLITE, adbc_driver_sqlite.dbapi.connect(self.uri("rwc")))
             for pragma in (f"busy_timeout = {LOCKED}", "cache_size = -65536"):
                 session.table(f"PRAGMA {pragma}")
@@ -322,6 +321,12 @@ def unmarked(text: str) -> str | None:
 
 
 _heads: dict[tuple[int, int], bytes] = {}
+
+
+def _postgresql(uri: str) -> Any:  # noqa: ANN401 - ADBC's connection has no common type
+    import adbc_driver_postgresql.dbapi as driver  # noqa: PLC0415 - SQLite's commands start without it
+
+    return driver.connect(uri)
 
 
 def _head(path: Path) -> bytes:
