@@ -105,7 +105,7 @@ def test_fields_without_a_place_are_losses() -> None:
 def test_an_experiment_is_fitted() -> None:
     fitted, losses = fit_experiment(Experiment("1", "a long name", {"k": "1234567"}, created=1, updated=2), STRICT)
     assert fitted == Experiment("1", "a long n", {"k": "12345"})
-    assert [loss.what for loss in losses] == ["name 'a long name'", "tag 'k'", "creation and update time"]
+    assert [loss.what for loss in losses] == ["name 'a long name'", "tag 'k'", "experiment 'a long name'"]
 
 
 def test_records_without_a_place_are_losses() -> None:

@@ -55,7 +55,7 @@ def fit_experiment(experiment: Experiment, limits: Limits) -> tuple[Experiment, 
         if tags[fit_key(key, limits)] != value:
             lose(f"tag {key!r}", f"cut from {len(value)} to {limits.experiment_tag_length} characters")
     if not limits.experiment_times and (experiment.created is not None or experiment.updated is not None):
-        lose("creation and update time", "the target sets its own")
+        lose(f"experiment {experiment.name!r}", "its times of creation and update become the target's own")
         return replace(experiment, name=name, tags=tags, created=None, updated=None), losses
     return replace(experiment, name=name, tags=tags), losses
 
