@@ -8,7 +8,7 @@ A transfer writes the contents, a plan counts them, and verify compares them wit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -233,8 +233,3 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     for start, end in pairwise(edges):
         if end > start:
             yield batch.slice(start, end - start)
-
-
-def by_origin(refs: Iterable[RunRef]) -> Mapping[str, RunRef]:
-    """The references by the origin of their runs."""
-    return {ref.origin: ref for ref in refs}
