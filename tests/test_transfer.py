@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlmigrate import demo, mapping
+from mlmigrate import demo, ledger, mapping
 from mlmigrate.adapters.base import Limits, Packing
 from mlmigrate.adapters.memory import Held, Memory, install
 from mlmigrate.address import parse
@@ -163,3 +163,19 @@ def test_a_second_copy_with_a_mapping_does_nothing_either(tmp_path: Path) -> Non
         reports.append(transfer(job, held, Silent()))
         held.close()
     assert [report.copied for report in reports] == [12, 0]
+
+
+def test_a_run_that_is_gone_when_it_is_read_failed(source: Memory, tmp_path: Path) -> None:
+    class Forgetful(Memory):
+        def read(self, refs: list[RunRef]) -> object:
+            return super().read([ref for ref in refs if ref.name != "files"])
+
+    forgetful = Forgetful()
+    forgetful.held, forgetful._experiments = source.held, source._experiments
+    job = Job(install("forgetful", forgetful), install("remembering", Memory()))
+    held = Ledger.open(tmp_path / "ledger", job.source, job.target)
+    report = transfer(job, held, Silent())
+    held.close()
+    assert [failure.name for failure in report.failed] == ["files"]
+    assert [failure.name for failure in ledger.failures(tmp_path / "ledger")] == ["files"]
+    assert report.copied == len(source.held) - 1

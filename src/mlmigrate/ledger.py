@@ -119,7 +119,7 @@ class Ledger:
             )
             self._db.executemany("delete from loss where origin = ?", [(ref.origin,) for ref in refs])
             for loss in receipt.losses:
-                self._insert_losses(origins.get(loss.run, refs[0].origin), [loss])
+                self._insert_losses(origins.get(loss.run, refs[0].origin if refs else ""), [loss])
             self._db.execute("update copy set points = points + ?, size = size + ?", (receipt.points, receipt.size))
 
     def failed(self, ref: RunRef, failure: Failure) -> None:

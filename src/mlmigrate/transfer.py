@@ -202,13 +202,14 @@ class _Work:
         lost: dict[str, int] = {}
         for loss in receipt.losses:
             lost[loss.run] = lost.get(loss.run, 0) + 1
-        for ref in pack.refs:
-            if ref.kind == "run" and ref.origin not in receipt.ids:
-                self._fail(ref, MigrateError("The run was there when the runs were listed, and is gone now."))
-                continue
+        gone = [ref for ref in pack.refs if ref.kind == "run" and ref.origin not in receipt.ids]
+        arrived = [ref for ref in pack.refs if ref not in gone]
+        self.ledger.arrived(arrived, receipt)
+        for ref in arrived:
             self.copied += ref.kind == "run"
             self._tell(ref, "copied", receipt.ids.get(ref.origin, ""), lost.get(ref.id, 0))
-        self.ledger.arrived(pack.refs, receipt)
+        for ref in gone:
+            self._fail(ref, MigrateError("The run was there when the runs were listed, and is gone now."))
         self._lose(receipt.losses, to_ledger=False)
 
     def _fail(self, ref: RunRef, error: Exception) -> None:
