@@ -21,7 +21,7 @@ def transcripts():
         yield pytest.param(file, id=file.stem, marks=pytest.mark.slow if file.stem in LONG else ())
 
 
-@pytest.mark.parametrize("file", transcripts())
+@pytest.mark.parametrize("file", list(transcripts()))
 def test_it_goes_as_written(file, tmp_path):
     demo.make(tmp_path)
     steps = transcript.steps(file.read_text(encoding="utf-8"))
