@@ -27,6 +27,7 @@ from mlmigrate.survey import Job, Places, Survey, opened, places_of, survey
 
 T = TypeVar("T")
 FATAL = (DiskFull, LedgerInUse, Refused, UsageError)
+LEAST_POINTS = 200_000  # of a pack that is made smaller than it may be
 AWAY_IN_A_ROW = 3  # so many packs in vain, none between them: the place is gone, not busy
 
 
@@ -144,6 +145,9 @@ class _Work:
     def carry(self, pool: Executor) -> None:
         """Runs in parallel; then records, one pack after another, for they refer to runs and to each other."""
         bounds = self.places.source.packing.within(self.places.target.packing)
+        # so many packs that no worker ends long before the others
+        share = sum(ref.points for ref in self.survey.todo) // (2 * _width(pool))
+        bounds = replace(bounds, points=min(bounds.points, max(share, LEAST_POINTS)))
         kinds: tuple[tuple[list[RunRef], bool], ...] = (
             ([ref for ref in self.survey.todo if ref.kind == "run"], True),
             ([ref for ref in self.survey.todo if ref.kind == "records"], False),
