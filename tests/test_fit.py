@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlmigrate.adapters.base import Limits
+from mlmigrate.adapters.base import Change, Holding, Limits
 from mlmigrate.fit import LARGEST, fit_experiment, fit_key, fit_points, fit_record, fit_run
 from mlmigrate.model import Experiment, Record, Run, points
 
@@ -110,9 +111,57 @@ def test_an_experiment_is_fitted() -> None:
 
 def test_records_without_a_place_are_losses() -> None:
     record = Record("mlflow.sql.spans", "s", "", "{}")
-    assert fit_record(record, Limits()) is None
-    assert fit_record(record, Limits(records=("mlflow.sql.",))) is None
-    assert fit_record(record, STRICT) is not None
+    assert fit_record(record, Limits()).record == record
+    assert fit_record(record, Limits(records=("mlflow.sql.",))).record == record
+    lost = fit_record(record, STRICT)
+    assert lost.record is None
+    assert lost.changed == {("mlflow.sql.spans 's'", "the target has no place for it"): 1}
+
+
+TREE = '{"webhooks":[{"webhook_id":"w","status":"ACTIVE","times":5}],"webhook_events":[{"entity":"a"},{"entity":"b"}]}'
+
+
+def test_a_record_made_of_rows_is_changed_as_the_target_declares_and_each_change_is_counted() -> None:
+    changes = (
+        Change("webhooks.status", "is never enabled", becomes="DISABLED", unless=("DISABLED",)),
+        Change("webhooks.times", "has no place"),
+        Change("webhook_events", "are not known there"),
+    )
+    limits = Limits(records=(), holdings=(Holding("mlflow.webhook", changes=changes),))
+    fitted = fit_record(Record("mlflow.webhook", "w", "", TREE), limits)
+    assert fitted.record is not None
+    assert msgspec.json.decode(fitted.record.body) == {"webhooks": [{"webhook_id": "w", "status": "DISABLED"}]}
+    assert fitted.changed == {
+        ("values of webhooks.status", "is never enabled"): 1,
+        ("values of webhooks.times", "has no place"): 1,
+        ("rows of webhook_events", "are not known there"): 2,
+    }
+    assert fit_record(fitted.record, limits).changed == {}
+
+
+def test_what_a_target_makes_again_by_itself_is_left_out_and_is_no_loss() -> None:
+    change = Change("webhooks.times", "the server counts", lost=False)
+    fitted = fit_record(
+        Record("mlflow.webhook", "w", "", TREE), Limits(holdings=(Holding("mlflow.webhook", changes=(change,)),))
+    )
+    assert fitted.changed == {}
+    assert fitted.record is not None
+    assert "times" not in fitted.record.body
+
+
+def test_text_of_a_record_that_is_too_long_for_its_column_is_cut() -> None:
+    limits = Limits(column_lengths=(("webhooks.status", 3),))
+    fitted = fit_record(Record("mlflow.webhook", "w", "", TREE), limits)
+    assert fitted.record is not None
+    assert msgspec.json.decode(fitted.record.body)["webhooks"][0]["status"] == "ACT"
+    assert fitted.changed == {("values of webhooks.status", "cut to 3 characters"): 1}
+
+
+def test_a_kind_that_a_target_has_no_place_for_is_lost_for_the_reason_that_it_gives() -> None:
+    limits = Limits(holdings=(Holding("mlflow.trace", "lost", "MLflow 2.9 knows no traces"),))
+    lost = fit_record(Record("mlflow.trace", "tr-1", "", "{}"), limits)
+    assert lost.record is None
+    assert lost.changed == {("mlflow.trace 'tr-1'", "MLflow 2.9 knows no traces"): 1}
 
 
 @pytest.mark.parametrize("key", ["val loss (%)", "a//b", "../x", "/a", "a/", "x" * 41, "a=b", ".", "ü\n"])

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import BinaryIO
@@ -21,12 +21,11 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmigrate.adapters.base import Limits
+from mlmigrate.adapters.base import LEFT_OUT, Change, Limits
 from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, Run, Value
 
 NAME_TAG = "mlflow.runName"
 LARGEST = 1.7976931348623157e308
-NAME_TAG = "mlflow.runName"
 OVERFLOW = "mlmigrate"  # the folder of artifacts that hold what a value had no room for
 
 
@@ -162,11 +161,70 @@ class _RunFitting:
             self.lose(f"status {self.run.status_word!r}", f"became {self.run.status}")
 
 
-def fit_record(record: Record, limits: Limits) -> Loss | None:
-    """The loss of a record that the target has no place for."""
-    if limits.holds(record.kind):
-        return None
-    return Loss("", f"{record.kind} {record.id!r}", "the target has no place for it", record.owner)
+@dataclass(frozen=True, slots=True)
+class FittedRecord:
+    """A record as the target can hold it, None when it cannot; `changed` counts by (what, because)."""
+
+    record: Record | None
+    changed: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+def fit_record(record: Record, limits: Limits) -> FittedRecord:
+    """The record as the target can hold it.
+
+    A record whose body is {table: [row, ...]} is changed row by row as its Holding declares.
+    """
+    holding = limits.holding(record.kind)
+    if not limits.holds(record.kind):
+        because = holding.because if holding is not None and holding.because else "the target has no place for it"
+        return FittedRecord(None, {(f"{record.kind} {record.id!r}", because): 1})
+    changes = holding.changes if holding is not None else ()
+    if not changes and not limits.column_lengths:
+        return FittedRecord(record)
+    rows = msgspec.json.decode(record.body)
+    if not _is_rows(rows):
+        return FittedRecord(record)
+    changed: Counter[tuple[str, str]] = Counter()
+    for change in changes:
+        _apply(change, rows, changed)
+    _cut_columns(rows, dict(limits.column_lengths), changed)
+    return FittedRecord(replace(record, body=msgspec.json.encode(rows).decode()), changed)
+
+
+def _is_rows(body: object) -> bool:
+    return isinstance(body, dict) and all(isinstance(rows, list) for rows in body.values())
+
+
+def _apply(change: Change, rows: dict[str, list[dict[str, object]]], changed: Counter[tuple[str, str]]) -> None:
+    table, _, column = change.part.partition(".")
+    if not column:
+        if rows.get(table) and change.lost:
+            changed[f"rows of {table}", change.because] += len(rows[table])
+        rows.pop(table, None)
+        return
+    for row in rows.get(table, ()):
+        if column not in row or (change.only and row[column] not in change.only):
+            continue
+        before = row[column]
+        if change.becomes == LEFT_OUT:
+            del row[column]
+        else:
+            row[column] = change.becomes
+        if change.lost and before is not None and before not in change.unless and row.get(column) != before:
+            changed[f"values of {change.part}", change.because] += 1
+
+
+def _cut_columns(
+    rows: dict[str, list[dict[str, object]]], lengths: Mapping[str, int], changed: Counter[tuple[str, str]]
+) -> None:
+    for table, found in rows.items():
+        long = {at.partition(".")[2]: most for at, most in lengths.items() if at.partition(".")[0] == table}
+        for row in found if long else ():
+            for column, most in long.items():
+                value = row.get(column)
+                if isinstance(value, str) and len(value) > most:
+                    row[column] = value[:most]
+                    changed[f"values of {table}.{column}", f"cut to {most} characters"] += 1
 
 
 def fit_key(key: str, limits: Limits) -> str:

@@ -57,7 +57,10 @@ UNKNOWN_STAMP = "?"  # of a run that nobody can tell to have changed or not
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What W&B and Neptune call a project. Times in ms since the epoch."""
+    """What W&B and Neptune call a project. Times in ms since the epoch.
+
+    `origin` names it the same wherever it is found again; a survey gives it.
+    """
 
     id: str
     name: str
@@ -66,6 +69,7 @@ class Experiment:
     updated: int | None = None
     deleted: bool = False
     artifact_root: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +112,9 @@ class DatasetInput:
 class Record:
     """A source-native object with no counterpart elsewhere, kept whole.
 
-    kind   "<tracker>.<what>", for example "mlflow.sql.spans" or "mlflow.file.registered_model"
-    owner  the id of the run or experiment that it belongs to, or ""
-    body   the source's own content as JSON text
+    kind   "<tracker>.<what>", for example "mlflow.registered_model"
+    owner  the id of the run or experiment that it belongs to, or "" for the estate
+    body   the source's own content as JSON text; {table: [row, ...]} where it is made of rows
     """
 
     kind: str

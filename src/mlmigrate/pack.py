@@ -8,6 +8,7 @@ A transfer writes the contents, a plan counts them, and verify compares them wit
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,6 +22,8 @@ from mlmigrate.fit import fit_points, fit_record, fit_run
 from mlmigrate.mapping import Mapping as Rules
 from mlmigrate.model import POINTS, UNKNOWN_STAMP, Artifact, Loss, Record, Run, RunRef
 from mlmigrate.selection import Selection
+
+COUNTED = ("values of ", "rows of ")  # how a loss of many begins, after their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Contents:
         self._keys: dict[str, set[str]] = {}
         self.points_seen = self.artifacts_seen = self.bytes_seen = 0
         self.merged: dict[str, int] = {}
+        self._changed: Counter[tuple[str, str, str]] = Counter()  # (what, because, owner) of records
 
     @property
     def distinct(self) -> bool:
@@ -113,6 +117,8 @@ class Contents:
             found += self._recipe.mapping.key_losses(run, sorted(keys))
         for run, n in self.merged.items():
             found.append(Loss(run, "points", f"{n} equal points merged into one each", self._experiments.get(run, "")))
+        for (what, because, owner), n in self._changed.items():
+            found.append(Loss("", f"{n} {what}" if n > 1 or what.startswith(COUNTED) else what, because, owner))
         return tuple(replace(loss, experiment=loss.experiment or self._experiments.get(loss.run, "")) for loss in found)
 
     @property
@@ -206,11 +212,11 @@ class Contents:
         for given in self._reading.records():
             record, changed = self._recipe.mapping.record(given)
             self._losses += changed
-            lost = fit_record(record, self._recipe.limits)
-            if lost is None:
-                yield record
-            else:
-                self._losses.append(lost)
+            fitted = fit_record(record, self._recipe.limits)
+            for (what, because), n in fitted.changed.items():
+                self._changed[what, because, record.owner] += n
+            if fitted.record is not None:
+                yield fitted.record
 
 
 def _run_by_run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

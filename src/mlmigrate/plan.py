@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 
 from mlmigrate.adapters.base import Reading
 from mlmigrate.events import Progress
-from mlmigrate.model import Loss, RunRef
+from mlmigrate.model import Loss, Record, RunRef
 from mlmigrate.pack import Contents, packs
 from mlmigrate.survey import Job, Places, Survey, opened, survey
+
+NAMED = ("mlflow.registered_model", "mlflow.prompt")  # kinds of record that may meet another of their name
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,14 @@ def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
         count = _Count(places, seen, quick)
         for pack in packs(seen.todo, places.source.packing):
             places.steps.do("a pack", count.add, pack.refs)
+        foreseen = places.steps.do("names", places.target.foresee, list(seen.experiments.values()), count.named)
         progress.end()
         return Plan(
             source=job.source.shown,
             target=job.target.shown,
             lines=tuple(count.lines()),
             already=sum(ref.kind == "run" for ref in seen.already),
-            losses=(*seen.losses, *count.losses),
+            losses=(*seen.losses, *foreseen, *count.losses),
             oddities=tuple(places.source.oddities()),  # some are known only once the runs were read
             rules=tuple(count.rules()),
             quick=quick,
@@ -79,6 +82,7 @@ class _Count:
     artifacts: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
     names: set[tuple[str, str]] = field(default_factory=set)
+    named: list[Record] = field(default_factory=list)
 
     def add(self, refs: tuple[RunRef, ...]) -> None:
         """Counts a pack; only once it was read to its end, for it may be read again."""
@@ -86,18 +90,20 @@ class _Count:
             contents = Contents(reading, self.places.recipe)
             experiments = {run.id: self._name(run.experiment) for run in contents.runs}
             points, artifacts, sizes = Counter[str](), Counter[str](), Counter[str]()
+            named: list[Record] = []
             if self.quick:
                 for ref in refs:
                     points[self._name(ref.experiment)] += ref.points
                     sizes[self._name(ref.experiment)] += ref.size
             else:
-                self._drain(contents, experiments, points, artifacts, sizes)
+                self._drain(contents, experiments, points, artifacts, sizes, named)
             names = set(self._names(reading, contents))
         self.runs.update(experiments.values())
         self.points += points
         self.artifacts += artifacts
         self.sizes += sizes
         self.names |= names
+        self.named += named
         self.losses += contents.losses
 
     def _drain(
@@ -107,6 +113,7 @@ class _Count:
         points: Counter[str],
         artifacts: Counter[str],
         sizes: Counter[str],
+        named: list[Record],
     ) -> None:
         for batch in contents.points():
             for count in pc.value_counts(batch["run"]).to_pylist():
@@ -117,8 +124,7 @@ class _Count:
             artifacts[name] += 1
             sizes[name] += artifact.size or 0
             self.places.progress.advance(artifacts=1, size=artifact.size or 0)
-        for _ in contents.records():
-            pass
+        named += [record for record in contents.records() if record.kind in NAMED]
 
     def _names(self, reading: Reading, contents: Contents) -> Iterator[tuple[str, str]]:
         mapping = self.places.recipe.mapping

@@ -41,7 +41,7 @@ class Selection:
     def wants(self, ref: RunRef) -> bool:
         """Whether this run is asked for, its experiment being asked for already."""
         if ref.kind == "records":
-            return "records" in self.parts and not self._narrow
+            return "records" in self.parts and not self._single and (bool(ref.experiment) or not self.experiments)
         if ref.deleted and not self.deleted:
             return False
         if self.statuses and ref.status not in self.statuses:
@@ -51,9 +51,9 @@ class Selection:
         return self._within(ref.start)
 
     @property
-    def _narrow(self) -> bool:
+    def _single(self) -> bool:
         """Whether single runs are asked for: then what belongs to no run stays behind."""
-        return bool(self.runs or self.statuses or self.since is not None or self.until is not None or self.experiments)
+        return bool(self.runs or self.statuses or self.since is not None or self.until is not None)
 
     def _within(self, start: int | None) -> bool:
         if self.since is None and self.until is None:

@@ -116,9 +116,15 @@ def wanted_experiments(source: Source, recipe: Recipe, steps: Steps) -> tuple[di
         mapped = recipe.mapping.experiment(experiment)
         if mapped is None:
             continue
-        wanted[experiment.id], lost = fit_experiment(mapped, recipe.limits)
+        named = replace(mapped, origin=origin_of(experiment))
+        wanted[experiment.id], lost = fit_experiment(named, recipe.limits)
         losses += lost
     return wanted, losses
+
+
+def origin_of(experiment: Experiment) -> str:
+    """What names an experiment the same wherever it is found again, whatever rules gave it another name."""
+    return f"{experiment.id}@{experiment.created if experiment.created is not None else experiment.name}"
 
 
 def wanted_refs(
@@ -127,7 +133,7 @@ def wanted_refs(
     """The runs asked for, with the stamps that the target shall keep."""
     text = recipe.text
     for ref in steps.do("runs", lambda: list(source.refs())):
-        known = ref.experiment in experiments or ref.kind == "records"
+        known = ref.experiment in experiments or (ref.kind == "records" and not ref.experiment)
         if known and recipe.selection.wants(ref):
             stamp = full_stamp(ref.stamp, text) if ref.stamp else UNKNOWN_STAMP
             yield ref if stamp == ref.stamp else replace(ref, stamp=stamp)

@@ -62,11 +62,11 @@ def _carry(places: Places, pack: Pack) -> Receipt:
             for batch in _checked(places, contents.points()):
                 place.points(batch)
                 places.progress.advance(points=len(batch))
+            for record in _checked(places, contents.records()):
+                place.keep(record)
             for artifact in _checked(places, contents.artifacts()):
                 place.put(artifact)
                 places.progress.advance(artifacts=1, size=artifact.size or 0)
-            for record in _checked(places, contents.records()):
-                place.keep(record)
             ids = place.commit(contents.losses)
             losses = (*contents.losses, *getattr(place, "losses", ()))
     return Receipt(pack.id, ids, losses, contents.points_seen, contents.artifacts_seen, contents.bytes_seen)

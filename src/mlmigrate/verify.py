@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from mlmigrate.adapters import registry
-from mlmigrate.adapters.base import Context, Limits, Reading, Source
+from mlmigrate.adapters.base import Context, Limits, Names, Reading, SameNames, Source, Target
 from mlmigrate.engine import default_workers
 from mlmigrate.errors import MigrateError, UsageError
 from mlmigrate.events import Progress, RunEvent, RunState
 from mlmigrate.fingerprint import Sums
 from mlmigrate.fit import text_of
 from mlmigrate.mapping import Mapping as Rules
-from mlmigrate.model import OURS, PARENT_TAG, Arrival, Artifact, Experiment, Finding, Loss, Record, Run, RunRef
+from mlmigrate.model import OURS, Arrival, Artifact, Experiment, Finding, Loss, Record, Run, RunRef
 from mlmigrate.pack import Contents, Pack, Recipe, packs
 from mlmigrate.steps import Steps
 from mlmigrate.survey import Job, wanted_experiments, wanted_refs
@@ -34,7 +34,6 @@ from mlmigrate.survey import Job, wanted_experiments, wanted_refs
 CHUNK = 1 << 20
 Weight = tuple[int | None, str | None]  # a file's size in bytes and its sha256, where known
 LINE = 60  # characters of a value in a finding
-ID_TAGS = (PARENT_TAG, "mlflow.rootRunId", "mlflow.log-model.history")  # their values name runs by id
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +88,11 @@ def verify(
 
 @dataclass(frozen=True, slots=True)
 class _Both:
-    """Two places, open for reading; `recipe` has the limits of the target."""
+    """Two places, open for reading; `recipe` has the limits of the target, which is None if it can only be read."""
 
     source: Source
     there: Source
+    target: Target | None
     recipe: Recipe
     steps: Steps
     progress: Progress
@@ -109,19 +109,22 @@ def _opened(job: Job, progress: Progress) -> Iterator[_Both]:
         context = Context("target", steps, job.target_settings)
         there = registry.open_source(job.target, context)
         stack.callback(there.close)
-        limits, arrived = _as_target(job, context)
+        target = _as_target(job, context)
+        if target is not None:
+            stack.enter_context(closing(target))
+        limits = Limits() if target is None else target.limits
+        arrived = {} if target is None else steps.do("what has arrived", target.arrived)
         files_stay = job.target_settings.artifacts_to == "keep"
-        yield _Both(source, there, Recipe(job.selection, job.mapping, limits), steps, progress, arrived, files_stay)
+        recipe = Recipe(job.selection, job.mapping, limits)
+        yield _Both(source, there, target, recipe, steps, progress, arrived, files_stay)
 
 
-def _as_target(job: Job, context: Context) -> tuple[Limits, Mapping[str, Arrival]]:
-    """What the target can hold, and what arrived there; nothing is known of a place that can only be read."""
+def _as_target(job: Job, context: Context) -> Target | None:
+    """What would write there; nothing is known of a place that can only be read."""
     try:
-        target = registry.open_target(job.target, context)
+        return registry.open_target(job.target, context)
     except UsageError:
-        return Limits(), {}
-    with closing(target):
-        return target.limits, context.again.do("what has arrived", target.arrived)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,7 @@ class _Comparison:
         self.equal = self.differs = self.missing = self.extra = self.unreadable = 0
         self.points = self.artifacts = self.size = self.records = 0
         self.record_refs: tuple[list[RunRef], list[RunRef]] = ([], [])
+        self.names: Names = SameNames()
 
     @property
     def expected_points(self) -> int:
@@ -177,6 +181,8 @@ class _Comparison:
             self._match(ref, targets)
         if not self.both.arrived:
             self._extra(targets)
+        if self.both.target is not None:
+            self.names = steps.do("names", self.both.target.names, self.target_ids)
 
     def _match(self, ref: RunRef, targets: Mapping[str, RunRef]) -> None:
         arrival = self.both.arrived.get(ref.origin)
@@ -230,26 +236,27 @@ class _Comparison:
         here, there = self.record_refs
         if not here or not self.both.recipe.limits.records:
             return
-        meant, files = self._records(here, self.both.source, self.both.recipe)
+        meant, files = self._records(here, self.both.source, self.both.recipe, self.names)
         plain = Recipe(self.both.recipe.selection, Rules(), Limits())
-        found, found_files = self._records(there, self.both.there, plain)
+        found, found_files = self._records(there, self.both.there, plain, SameNames())
         self.records += len(meant)
-        for record in _not_among(meant, found):
-            self._find(Finding("*", "", "", f"{record.kind} {record.id}", "there", "not there, or another"))
+        for record, why in records_not_among(meant, found):
+            self._find(Finding("*", self._name(record.owner), "", f"{record.kind} {record.id}", "there", why))
         for at, weight in files.items():
             if at not in found_files or not _same_file(weight, found_files[at]):
                 self._find(Finding("*", "", "", f"artifact {at[0]}/{at[1]}", _file(weight), "not there, or another"))
 
     def _records(
-        self, refs: Sequence[RunRef], source: Source, recipe: Recipe
+        self, refs: Sequence[RunRef], source: Source, recipe: Recipe, names: Names
     ) -> tuple[list[Record], dict[tuple[str, str], Weight]]:
         records: list[Record] = []
         files: dict[tuple[str, str], Weight] = {}
         for ref in refs:
             with source.read([ref]) as reading:
                 contents = Contents(reading, recipe)
-                files |= {(one.owner, one.path): self._weight(one) for one in contents.artifacts()}
-                records += contents.records()
+                for artifact in map(names.artifact, contents.artifacts()):
+                    files[artifact.owner, artifact.path] = self._weight(artifact)
+                records += map(names.record, contents.records())
                 self.losses += contents.losses
         return records, files
 
@@ -271,22 +278,22 @@ class _Comparison:
 
     def _sides(self, pack: Pack, targets: Mapping[str, RunRef]) -> tuple[_Sides, _Sides]:
         with self.both.source.read(pack.refs) as reading:
-            here = self._drained(reading, self.both.recipe)
+            here = self._drained(reading, self.both.recipe, self.names)
         plain = Recipe(replace(self.both.recipe.selection, max_artifact_size=None), Rules(), Limits())
         with self.both.there.read([targets[ref.origin] for ref in pack.refs]) as reading:
-            there = self._drained(reading, plain)
+            there = self._drained(reading, plain, SameNames())
         return here, there
 
-    def _drained(self, reading: Reading, recipe: Recipe) -> _Sides:
+    def _drained(self, reading: Reading, recipe: Recipe, names: Names) -> _Sides:
         contents = Contents(reading, recipe)
-        sides = _Sides({run.id: run for run in contents.runs})
+        sides = _Sides({run.id: names.run(run) for run in contents.runs})
         for batch in () if self.quick else contents.points():
             self.both.steps.check()
             sides.sums.add(batch)
             self.both.progress.advance(points=len(batch))
         for artifact in contents.artifacts():
             self.both.steps.check()
-            self._weigh(artifact, sides)
+            self._weigh(names.artifact(artifact), sides)
             self.both.progress.advance(artifacts=1, size=artifact.size or 0)
         sides.points, sides.size, sides.losses = contents.points_seen, contents.bytes_seen, contents.losses
         return sides
@@ -344,21 +351,11 @@ class _Comparison:
         if "params" in parts:
             yield from _entries("param", _texts(meant.params), _texts(found.params))
         if "tags" in parts:
-            yield from _entries("tag", self._tags(meant), _without_ours(found.tags))
+            yield from _entries("tag", _without_ours(meant.tags), _without_ours(found.tags))
         if "inputs" in parts:
             yield "inputs", _inputs(meant), _inputs(found)
         if limits.system:
             yield from _entries("field", dict(meant.system), dict(found.system))
-
-    def _tags(self, run: Run) -> dict[str, str]:
-        """The tags as they are in the target: run ids in them are the target's."""
-        tags = _without_ours(run.tags)
-        for name in ID_TAGS:
-            if name == ID_TAGS[-1] and name in tags:
-                tags[name] = tags[name].replace(run.id, self.target_ids[run.id])
-            elif name in tags:
-                tags[name] = self.target_ids.get(tags[name], tags[name])
-        return tags
 
     def _points(self, ref: RunRef, target_id: str, here: _Sides, there: _Sides) -> Iterator[Finding]:
         meant, found = here.sums.of.get(ref.id, {}), there.sums.of.get(target_id, {})
@@ -424,35 +421,59 @@ def _of_kind(refs: Sequence[RunRef], kind: str) -> list[RunRef]:
     return [ref for ref in refs if ref.kind == kind]
 
 
-def _not_among(meant: Sequence[Record], found: Sequence[Record]) -> list[Record]:
-    """The records without an equal in the target, whatever their ids are there.
+def records_not_among(meant: Sequence[Record], found: Sequence[Record]) -> list[tuple[Record, str]]:
+    """The records without an equal in the target, whatever their ids are there, and what is there instead.
 
     Only the fields that the source knows are compared: a newer schema has columns that it did not know.
     """
-    fields: dict[str, set[str]] = {}
+    fields = _Fields()
     for record in meant:
-        fields.setdefault(record.kind, set()).update(_fields(record))
-    there = Counter(_content(record, fields.get(record.kind, set())) for record in found)
+        fields.note(record)
+    there = Counter(fields.content(record) for record in found)
+    known = {(record.kind, record.id) for record in found}
     missing = []
     for record in meant:
-        content = _content(record, fields[record.kind])
+        content = fields.content(record)
         there[content] -= 1
         if there[content] < 0:
-            missing.append(record)
+            missing.append((record, "another" if (record.kind, record.id) in known else "not there"))
     return missing
 
 
-def _fields(record: Record) -> set[str]:
-    body = msgspec.json.decode(record.body)
-    return set(body) if isinstance(body, dict) else set()
+class _Fields:
+    """The fields that records of each kind have: of the body itself, or of the rows in it, by table."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], set[str]] = {}
+
+    def note(self, record: Record) -> None:
+        """Remembers the fields of one more record."""
+        body = msgspec.json.decode(record.body)
+        for table, rows in _tables(body):
+            known = self._known.setdefault((record.kind, table), set())
+            for row in rows:
+                known.update(row)
+
+    def content(self, record: Record) -> bytes:
+        """A digest of the known fields; the order of a table's rows does not count."""
+        body = msgspec.json.decode(record.body)
+        parts = []
+        for table, rows in _tables(body):
+            known = self._known.get((record.kind, table), set())
+            slim = ({name: value for name, value in row.items() if name in known} for row in rows)
+            parts.append((table, sorted(msgspec.json.encode(row, order="sorted") for row in slim if row)))
+        whole = msgspec.json.encode((record.kind, sorted(part for part in parts if part[1]) or body), order="sorted")
+        return hashlib.blake2b(whole, digest_size=16).digest()
 
 
-def _content(record: Record, fields: set[str]) -> bytes:
-    body = msgspec.json.decode(record.body)
-    if isinstance(body, dict):
-        body = {name: value for name, value in body.items() if name in fields}
-    whole = msgspec.json.encode((record.kind, body), order="sorted")
-    return hashlib.blake2b(whole, digest_size=16).digest()
+def _tables(body: object) -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """The tables of rows in a body; one that is no object of tables is a table of one row."""
+    if not isinstance(body, dict):
+        return
+    if all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in body.values()):
+        yield from body.items()
+    else:
+        yield "", [body]
 
 
 def _texts(params: Mapping[str, object]) -> dict[str, str]:

@@ -12,8 +12,8 @@ A target takes runs a pack at a time:
     with target.pack(id) as place:        leaving without commit takes everything back, or leaves
         place.begin(runs)                 what a second try finds and completes
         place.points(batch) ...
-        place.put(artifact) ...
         place.keep(record) ...
+        place.put(artifact) ...             the files of runs, and of what was kept ("@model/...")
         ids = place.commit(losses)          after this, and only then, the pack is there
 
 Every writing call may be made again, in a second try of the pack or by a second process, and then
@@ -34,7 +34,10 @@ from mlmigrate.model import Arrival, Artifact, Experiment, Loss, Record, Run, Ru
 
 P = ParamSpec("P")
 T = TypeVar("T")
+LEFT_OUT = "\0left out"  # of a Change: no value of a record begins so
 Side = Literal["source", "target"]
+OnConflict = Literal["merge", "rename", "fail"]
+How = Literal["whole", "mapped", "record", "lost"]
 
 
 class Again(Protocol):
@@ -58,11 +61,14 @@ class Settings:
                      "keep" to leave them where they are, else a folder
     artifacts_at     folders to look for a source's artifact bytes in, beside where its URIs point
     allow_artifacts  prefixes of artifact URIs that a server may name though they lie elsewhere
+    on_conflict      what happens to an experiment or a registered model whose name a target has already, from
+                     somebody else: "merge" into it, "rename" ours, or "fail"
     """
 
     artifacts_to: str = ""
     artifacts_at: tuple[str, ...] = ()
     allow_artifacts: tuple[str, ...] = ()
+    on_conflict: OnConflict = "merge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,42 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A part of a record that a target cannot hold as it is.
+
+    part     "table" (all its rows) or "table.column"
+    because  the reason, as a person reads it
+    becomes  what stands there instead; LEFT_OUT when the part is not written at all
+    only     the values that are changed; () for all of them
+    unless   values that are the target's own default: changed too, but nothing is lost
+    lost     False where the target makes the part again from others: changed, and nothing is lost
+    """
+
+    part: str
+    because: str
+    becomes: str | int | float | bool | None = LEFT_OUT
+    only: tuple[str | int | float | bool | None, ...] = ()
+    unless: tuple[str | int | float | bool | None, ...] = ()
+    lost: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """How a place holds the records of one kind.
+
+    whole   every part arrives as it was, but for `changes`
+    mapped  the same, and ids in it become those that its things have here
+    record  kept, but nothing there uses it
+    lost    there is no place for it, `because` says why
+    """
+
+    kind: str
+    how: How = "whole"
+    because: str = ""
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What a tracker can hold. None means no limit. Lengths are in characters.
 
@@ -98,6 +140,8 @@ class Limits:
     deleted_times      when a run was deleted
     system             the fields in Run.system
     records            prefixes of the kinds of record that can be held ("" for all)
+    holdings           how records of single kinds are held, where that is not plainly as they are
+    column_lengths     ("table.column", characters): longer text in a record is cut
     owned_artifacts    artifacts of models and traces (owner "@...") can be held
     ids                run ids are kept
     blank_names        runs without a name can be held, and a tag mlflow.runName that is not the name
@@ -123,6 +167,8 @@ class Limits:
     deleted_times: bool = True
     system: bool = True
     records: tuple[str, ...] = ("",)
+    holdings: tuple[Holding, ...] = ()
+    column_lengths: tuple[tuple[str, int], ...] = ()
     owned_artifacts: bool = True
     ids: bool = True
     blank_names: bool = True
@@ -130,7 +176,12 @@ class Limits:
 
     def holds(self, record_kind: str) -> bool:
         """Whether a record of this kind can be held."""
-        return record_kind.startswith(self.records)
+        holding = self.holding(record_kind)
+        return record_kind.startswith(self.records) if holding is None else holding.how != "lost"
+
+    def holding(self, record_kind: str) -> Holding | None:
+        """What was declared for this kind; None for nothing."""
+        return next((one for one in self.holdings if one.kind == record_kind), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +198,7 @@ class Packing:
 
 
 class Reading(Protocol):
-    """Some runs, opened: one consistent look at them. Each stream can be taken once, in this order.
+    """Some runs, opened: one consistent look at them. Each stream can be taken once, in any order.
 
     distinct   no two points are equal in all columns
     losses     what could not be read as it was; complete once the streams are drained
@@ -202,6 +253,35 @@ class Place(Protocol):
         """Done, written last. Gives origin -> the id of the run here. `losses` are kept where possible."""
 
 
+class Names(Protocol):
+    """What the source's things are called in a target: verify compares with that."""
+
+    def run(self, run: Run) -> Run:
+        """The run with the tags and params that it has there; its own id stays the source's."""
+
+    def record(self, record: Record) -> Record:
+        """The record as it is read from there, ids and places being those of the target."""
+
+    def artifact(self, artifact: Artifact) -> Artifact:
+        """The file as it is there: owner, path and bytes."""
+
+
+class SameNames:
+    """For targets where everything is called as it was."""
+
+    def run(self, run: Run) -> Run:
+        """The run itself."""
+        return run
+
+    def record(self, record: Record) -> Record:
+        """The record itself."""
+        return record
+
+    def artifact(self, artifact: Artifact) -> Artifact:
+        """The file itself."""
+        return artifact
+
+
 class Target(Protocol):
     """A place to write into."""
 
@@ -219,5 +299,14 @@ class Target(Protocol):
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:
         """After the last pack: references between runs (ids: origin -> id here), then deletions."""
+
+    def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:
+        """What meets others of its name here, and what comes of it. Writes nothing; for plan.
+
+        Raises Conflict when that is to fail. `records` are those of kinds that are found by name.
+        """
+
+    def names(self, ids: Mapping[str, str]) -> Names:
+        """What things are called here, read from the place itself (ids: the source's id of a run -> its id here)."""
 
     def close(self) -> None: ...

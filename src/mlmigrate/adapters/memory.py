@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmigrate.adapters.base import Context, Limits, Packing
+from mlmigrate.adapters.base import Context, Limits, Names, Packing, SameNames
 from mlmigrate.address import Address
 from mlmigrate.errors import NotFound
 from mlmigrate.model import POINTS, Arrival, Artifact, Experiment, Loss, Record, Run, RunRef
@@ -91,6 +91,12 @@ class Memory:
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
         return ()
+
+    def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:  # noqa: ARG002
+        return ()
+
+    def names(self, ids: Mapping[str, str]) -> Names:  # noqa: ARG002
+        return SameNames()
 
     def close(self) -> None: ...
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from mlmigrate.adapters.base import Limits, Packing
+from mlmigrate.adapters.base import Limits, Names, Packing, SameNames
 from mlmigrate.archive import index, layout, values
 from mlmigrate.archive.blobs import Blobs
 from mlmigrate.archive.commits import Commit, Entry, File, Lost, Totals, encode
@@ -82,6 +82,14 @@ class ArchiveTarget:
         if self._loose > index.LOOSE:
             self.fold()
         return ()
+
+    def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:  # noqa: ARG002
+        """Nothing meets anything: an archive holds what it is given, by where it came from."""
+        return ()
+
+    def names(self, ids: Mapping[str, str]) -> Names:  # noqa: ARG002
+        """All names are kept."""
+        return SameNames()
 
     def close(self) -> None:
         """Nothing is held open."""

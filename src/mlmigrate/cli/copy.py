@@ -24,6 +24,7 @@ from mlmigrate.cli.options import Chosen
     options.WHICH_PARTS,
     options.MAPPING,
     options.PLACES,
+    options.CONFLICTS,
     options.RUNNING,
     options.PRINTING,
     options.REPORT,

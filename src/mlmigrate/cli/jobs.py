@@ -35,6 +35,7 @@ def job_of(places: Sequence[str], chosen: Chosen) -> Job:
         artifacts_to=chosen.artifacts_to or ("keep" if is_database(source) and is_database(target) else ""),
         artifacts_at=chosen.artifacts_at,
         allow_artifacts=chosen.allow_artifacts,
+        on_conflict=chosen.on_conflict,
     )
     return Job(
         source,

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from mlmigrate.adapters.base import OnConflict
+
 PREFIX = "MLMIGRATE_"
+ON_CONFLICT = ("merge", "rename", "fail")
 STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 # what a person may name in --only and --skip -> the part of a run that it is
 PARTS = {
@@ -50,6 +54,7 @@ class Chosen:
     artifacts_to: str = ""
     artifacts_at: tuple[str, ...] = ()
     allow_artifacts: tuple[str, ...] = ()
+    on_conflict: OnConflict = "merge"
     dry_run: bool = False
     workers: int = 0
     dask: str = ""
@@ -180,6 +185,15 @@ PLACES = (
         many=True,
         metavar="PREFIX",
         help="Artifact addresses that a server may name though they lie elsewhere.",
+    ),
+)
+CONFLICTS = (
+    option(
+        "--on-conflict",
+        type=click.Choice(ON_CONFLICT),
+        default="merge",
+        show_default=True,
+        help="What becomes of an experiment or a registered model whose name the target has already.",
     ),
 )
 WORKERS = (

@@ -35,6 +35,7 @@ SOME_LOST = 3
     options.WHICH_PARTS,
     options.MAPPING,
     options.PLACES,
+    options.CONFLICTS,
     options.RETRIES,
     options.STRICT,
     options.PRINTING,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from mlmigrate.adapters.base import Limits, Packing, Place, Target
+from mlmigrate.adapters.base import Limits, Names, Packing, Place, Target
 from mlmigrate.model import Arrival, Artifact, Experiment, Loss, Record, Run, RunRef
 
 T = TypeVar("T")
@@ -60,6 +60,12 @@ class Faulty:
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:
         return self._fault.around(self._target.finish, experiments, ids)
+
+    def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:
+        return self._fault.around(self._target.foresee, experiments, records)
+
+    def names(self, ids: Mapping[str, str]) -> Names:
+        return self._target.names(ids)
 
     def close(self) -> None:
         self._target.close()

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
-from mlmigrate.adapters.base import Context, Packing
+from mlmigrate.adapters.base import Context, Names, Packing
+from mlmigrate.adapters.mlflow.references import References
 from mlmigrate.adapters.mlflow.rest.auth import login
 from mlmigrate.adapters.mlflow.rest.client import Client, timeout_of
 from mlmigrate.adapters.mlflow.rest.place import WRITERS, RestPlace
@@ -28,7 +29,7 @@ from mlmigrate.adapters.mlflow.rest.wire import Anything, ExperimentInfo, Made, 
 from mlmigrate.adapters.mlflow.rest.writing import REFERENCES, Writing, is_whole, pairs
 from mlmigrate.address import Address
 from mlmigrate.errors import Conflict, NotFound, UsageError
-from mlmigrate.model import ORIGIN_TAG, STAMP_TAG, Arrival, Experiment, Loss, RunRef
+from mlmigrate.model import ORIGIN_TAG, STAMP_TAG, Arrival, Experiment, Loss, Record, RunRef
 
 
 def open_target(address: Address, context: Context) -> RestTarget:
@@ -182,6 +183,14 @@ class RestTarget:
             some = experiments[start : start + EXPERIMENTS_PER_SEARCH]
             for runs in run_pages(self._client, some, f"tags.`{tag}` != ''"):
                 yield from runs
+
+    def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:  # noqa: ARG002
+        """What meets others of its name here, and what comes of it. Raises Conflict when that is to fail."""
+        return ()
+
+    def names(self, ids: Mapping[str, str]) -> Names:
+        """What the source's things are called here."""
+        return References({"run": ids})
 
     def close(self) -> None:
         """Gives the connections back."""

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mlmigrate.adapters.base import Context, Limits, Packing
+from mlmigrate.adapters.base import Context, Limits, Names, Packing
+from mlmigrate.adapters.mlflow.references import References
 from mlmigrate.adapters.mlflow.sql.connect import OTHER, POSTGRESQL, SQLITE, Database, Session, database, explained
 from mlmigrate.adapters.mlflow.sql.homes import PROXY, Home, Moving, move
 from mlmigrate.adapters.mlflow.sql.place import DatabasePlace
@@ -24,7 +25,7 @@ from mlmigrate.adapters.mlflow.sql.records import KIND
 from mlmigrate.adapters.mlflow.sql.schema import HEADS, NEWEST, Shape, head_statements, revisions, shape
 from mlmigrate.address import Address
 from mlmigrate.errors import NotFound, UsageError
-from mlmigrate.model import ORIGIN_TAG, PARENT_TAG, STAMP_TAG, Arrival, Experiment, Loss, RunRef
+from mlmigrate.model import ORIGIN_TAG, PARENT_TAG, STAMP_TAG, Arrival, Experiment, Loss, Record, RunRef
 
 _DEFAULT = Experiment("0", "Default")  # what a server makes in an empty database, and clients expect
 _INT4 = 2**31 - 1
@@ -136,6 +137,14 @@ class DatabaseTarget:
         if renamed:
             self._rename_parents(renamed)
         return ()
+
+    def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:  # noqa: ARG002
+        """What meets others of its name here, and what comes of it. Raises Conflict when that is to fail."""
+        return ()
+
+    def names(self, ids: Mapping[str, str]) -> Names:
+        """What the source's things are called here."""
+        return References({"run": ids})
 
     def close(self) -> None:
         """Nothing is held open."""

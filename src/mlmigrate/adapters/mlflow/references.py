@@ -1,0 +1,158 @@
+"""What the source's things are called in a target, and the rewriting of every place where a name hides.
+
+    mlflow.parentRunId: 8f2c...                     -> the run's id here
+    mlflow-artifacts:/3/8f2c.../artifacts/model     -> where that run keeps its artifacts here
+    models:/fraud/3, runs:/8f2c.../model, m-4a...   -> the names and ids here
+    MLmodel: run_id, model_id, artifact_path        -> the same, the rest of the file as it is
+
+Only ids that are known are replaced: run ids are 32 hexadecimal digits and model ids "m-" and as many, which
+nothing else is by chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+import msgspec
+
+from mlmigrate.adapters.mlflow.objects import BY_NAME, IDS, TEXTS, TYPED_IDS, TYPES, Named, Row, Tree
+from mlmigrate.model import PARENT_TAG, Artifact, Record, Run
+
+MLMODEL = "MLmodel"
+LARGEST_MLMODEL = 4 << 20  # bytes; what is larger is no MLmodel file of MLflow's
+RUN_TAGS = (PARENT_TAG, "mlflow.rootRunId")
+OWNERS: Mapping[str, Named] = {"@model/": "logged_model", "@trace/": "trace"}
+_TOKEN = re.compile(r"(?<![0-9A-Za-z])(?:m-|tr-|d-)?[0-9a-f]{32}(?![0-9A-Za-z])")
+# a URI or an absolute path up to "/<id>/artifacts", as MLflow builds them
+_ROOT = re.compile(
+    r"(?:[A-Za-z][A-Za-z0-9+.\-]*:|/)(?:[^\s\"'<>]*?)/((?:m-|tr-)?[0-9a-f]{32})/artifacts(?=[/\s\"'<>]|$)"
+)
+_VERSION = re.compile(r"models:/([^/\s\"'#?@]+)/(\d+)(?![\w.])")
+_ALIAS = re.compile(r"models:/([^/\s\"'#?@]+)@")
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """The names here, by the source's.
+
+    ids     of what -> the source's id -> the id here
+    places  of what -> the source's id -> the URI here under which the thing keeps its artifacts
+    models  a registered model's name -> its name here
+    versions  (the source's name, version number) -> version number here, where it is another
+    """
+
+    ids: Mapping[Named, Mapping[str, str]] = field(default_factory=dict)
+    places: Mapping[Named, Mapping[str, str]] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    def id(self, named: Named, id: str) -> str:
+        """What a thing is called here; the id itself where that is not known."""
+        return self.ids.get(named, {}).get(id, id)
+
+    def text(self, text: str) -> str:
+        """A text with every known id, models:/ and artifact URI in it as they are here."""
+        if "/artifacts" in text:
+            text = _ROOT.sub(self._root, text)
+        if "models:/" in text and (self.models or self.versions):
+            text = _ALIAS.sub(self._alias, _VERSION.sub(self._version, text))
+        return _TOKEN.sub(self._token, text)
+
+    def _root(self, found: re.Match[str]) -> str:
+        for places in self.places.values():
+            if found[1] in places:
+                return places[found[1]]
+        return found[0]
+
+    def _version(self, found: re.Match[str]) -> str:
+        name, version = found[1], int(found[2])
+        return f"models:/{self.models.get(name, name)}/{self.versions.get((name, version), version)}"
+
+    def _alias(self, found: re.Match[str]) -> str:
+        return f"models:/{self.models.get(found[1], found[1])}@"
+
+    def _token(self, found: re.Match[str]) -> str:
+        token = found[0]
+        for ids in self.ids.values():
+            if token in ids:
+                return ids[token]
+        return token
+
+    def run(self, run: Run) -> Run:
+        """The run with its tags and params as they are here."""
+        tags = {key: self.text(value) for key, value in run.tags.items()}
+        for key in RUN_TAGS:
+            if key in run.tags:
+                tags[key] = self.id("run", run.tags[key])
+        params = {key: self.text(value) if isinstance(value, str) else value for key, value in run.params.items()}
+        return replace(run, tags=tags, params=params)
+
+    def record(self, record: Record) -> Record:
+        """An object with all ids and texts in its rows as they are here."""
+        if record.kind not in BY_NAME:
+            return record
+        tree: Tree = msgspec.json.decode(record.body)
+        for table, rows in tree.items():
+            for row in rows:
+                self.row(table, row)
+        return replace(record, body=msgspec.json.encode(tree).decode())
+
+    def row(self, table: str, row: Row) -> None:
+        """Changes one row of `table`."""
+        types = {id_column: row.get(type_column) for type_column, id_column in TYPED_IDS.get(table, ())}
+        for column, value in row.items():
+            at = f"{table}.{column}"
+            if column == "experiment_id" and value is not None:
+                row[column] = _like(value, self.id("experiment", str(value)))
+            elif isinstance(value, str):
+                named = TYPES.get(str(types[column]).lower()) if column in types else IDS.get(at)
+                if named is not None:
+                    row[column] = self.id(named, value)
+                elif at in TEXTS:
+                    row[column] = self.text(value)
+        if table.startswith(("registered_model", "model_version")) and isinstance(row.get("name"), str):
+            name = row["name"]
+            if isinstance(row.get("version"), int):
+                row["version"] = self.versions.get((name, row["version"]), row["version"])
+            row["name"] = self.models.get(name, name)
+
+    def artifact(self, artifact: Artifact) -> Artifact:
+        """The file as it is here: owned by the owner's id here, and ids replaced in an MLmodel file."""
+        owner = artifact.owner
+        for prefix, named in OWNERS.items():
+            if owner.startswith(prefix):
+                owner = prefix + self.id(named, owner.removeprefix(prefix))
+        moved = artifact if owner == artifact.owner else replace(artifact, owner=owner)
+        if artifact.path.rpartition("/")[2] != MLMODEL or (artifact.size or 0) > LARGEST_MLMODEL:
+            return moved
+        return rewritten(moved, self.text)
+
+
+def rewritten(artifact: Artifact, text: Callable[[str], str]) -> Artifact:
+    """A small text file with `text` applied to all of it; the file itself when that changes nothing."""
+    with artifact.open() as stream:
+        data = stream.read(LARGEST_MLMODEL + 1)
+    if len(data) > LARGEST_MLMODEL:
+        return artifact
+    try:
+        new = text(data.decode("utf-8")).encode("utf-8")
+    except UnicodeDecodeError:
+        return artifact
+    if new == data:
+        return artifact
+
+    def opened() -> AbstractContextManager[BinaryIO]:
+        return io.BytesIO(new)
+
+    return replace(artifact, open=opened, size=len(new), sha256=hashlib.sha256(new).hexdigest())
+
+
+def _like(value: object, id: str) -> object:
+    """An id in the type that the value had."""
+    return int(id) if isinstance(value, int) and id.isdigit() else id
