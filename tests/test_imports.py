@@ -28,6 +28,7 @@ ROOMS = {
     "ledger": 2,
     "mapping": 2,
     "fit": 2,
+    "compare": 2,
     "pack": 2,
     "survey": 2,
     "transfer": 3,

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
 from mlmigrate.adapters import registry
 from mlmigrate.adapters.base import Context, Limits, Names, Reading, SameNames, Source, Target
+from mlmigrate.compare import Expected
 from mlmigrate.engine import default_workers
 from mlmigrate.errors import MigrateError, UsageError
 from mlmigrate.events import Progress, RunEvent, RunState
@@ -236,29 +234,40 @@ class _Comparison:
         here, there = self.record_refs
         if not here or not self.both.recipe.limits.records:
             return
-        meant, files = self._records(here, self.both.source, self.both.recipe, self.names)
+        expected = Expected()
+        files = self._files_of(here, self.both.source, self.both.recipe, self.names, expected.add)
+        self.records += expected.count
         plain = Recipe(self.both.recipe.selection, Rules(), Limits())
-        found, found_files = self._records(there, self.both.there, plain, SameNames())
-        self.records += len(meant)
-        for record, why in records_not_among(meant, found):
-            self._find(Finding("*", self._name(record.owner), "", f"{record.kind} {record.id}", "there", why))
+
+        def met(record: Record) -> None:
+            if differing := expected.meet(record):
+                self._record(record.kind, record.id, self._there_name(record.owner), differing)
+
+        found = self._files_of(there, self.both.there, plain, SameNames(), met)
+        for kind, id_, owner in expected.left():
+            self._record(kind, id_, self._name(owner), "not there")
         for at, weight in files.items():
-            if at not in found_files or not _same_file(weight, found_files[at]):
+            if at not in found or not _same_file(weight, found[at]):
                 self._find(Finding("*", "", "", f"artifact {at[0]}/{at[1]}", _file(weight), "not there, or another"))
 
-    def _records(
-        self, refs: Sequence[RunRef], source: Source, recipe: Recipe, names: Names
-    ) -> tuple[list[Record], dict[tuple[str, str], Weight]]:
-        records: list[Record] = []
+    def _record(self, kind: str, id_: str, experiment: str, found: str) -> None:
+        self._find(Finding("*", experiment, "", f"{kind} {id_}", "there", found))
+
+    def _files_of(
+        self, refs: Sequence[RunRef], source: Source, recipe: Recipe, names: Names, take: Callable[[Record], None]
+    ) -> dict[tuple[str, str], Weight]:
+        """Gives each record to `take`; the weights of the files that belong to records, by owner and path."""
         files: dict[tuple[str, str], Weight] = {}
         for ref in refs:
             with source.read([ref]) as reading:
                 contents = Contents(reading, recipe)
+                for record in contents.records():
+                    self.both.steps.check()
+                    take(names.record(record))
                 for artifact in map(names.artifact, contents.artifacts()):
                     files[artifact.owner, artifact.path] = self._weight(artifact)
-                records += map(names.record, contents.records())
                 self.losses += contents.losses
-        return records, files
+        return files
 
     def _again(self, pack: Pack, error: MigrateError) -> Sequence[Pack]:
         if len(pack.refs) > 1:
@@ -419,61 +428,6 @@ def _entries(role: str, meant: Mapping[str, str], found: Mapping[str, str]) -> I
 
 def _of_kind(refs: Sequence[RunRef], kind: str) -> list[RunRef]:
     return [ref for ref in refs if ref.kind == kind]
-
-
-def records_not_among(meant: Sequence[Record], found: Sequence[Record]) -> list[tuple[Record, str]]:
-    """The records without an equal in the target, whatever their ids are there, and what is there instead.
-
-    Only the fields that the source knows are compared: a newer schema has columns that it did not know.
-    """
-    fields = _Fields()
-    for record in meant:
-        fields.note(record)
-    there = Counter(fields.content(record) for record in found)
-    known = {(record.kind, record.id) for record in found}
-    missing = []
-    for record in meant:
-        content = fields.content(record)
-        there[content] -= 1
-        if there[content] < 0:
-            missing.append((record, "another" if (record.kind, record.id) in known else "not there"))
-    return missing
-
-
-class _Fields:
-    """The fields that records of each kind have: of the body itself, or of the rows in it, by table."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], set[str]] = {}
-
-    def note(self, record: Record) -> None:
-        """Remembers the fields of one more record."""
-        body = msgspec.json.decode(record.body)
-        for table, rows in _tables(body):
-            known = self._known.setdefault((record.kind, table), set())
-            for row in rows:
-                known.update(row)
-
-    def content(self, record: Record) -> bytes:
-        """A digest of the known fields; the order of a table's rows does not count."""
-        body = msgspec.json.decode(record.body)
-        parts = []
-        for table, rows in _tables(body):
-            known = self._known.get((record.kind, table), set())
-            slim = ({name: value for name, value in row.items() if name in known} for row in rows)
-            parts.append((table, sorted(msgspec.json.encode(row, order="sorted") for row in slim if row)))
-        whole = msgspec.json.encode((record.kind, sorted(part for part in parts if part[1]) or body), order="sorted")
-        return hashlib.blake2b(whole, digest_size=16).digest()
-
-
-def _tables(body: object) -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """The tables of rows in a body; one that is no object of tables is a table of one row."""
-    if not isinstance(body, dict):
-        return
-    if all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in body.values()):
-        yield from body.items()
-    else:
-        yield "", [body]
 
 
 def _texts(params: Mapping[str, object]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from mlmigrate.adapters.mlflow.objects import BY_NAME, IDS, TEXTS, TYPED_IDS, TYPES, Named, Row, Tree
+from mlmigrate.adapters.mlflow.objects import BY_NAME, IDS, TEXTS, TYPED_IDS, TYPES, Named, Row, Tree, id_of
 from mlmigrate.model import PARENT_TAG, Artifact, Record, Run
 
 MLMODEL = "MLmodel"
@@ -101,7 +101,9 @@ class References:
         for table, rows in tree.items():
             for row in rows:
                 self.row(table, row)
-        return replace(record, body=msgspec.json.encode(tree).decode())
+        kind = BY_NAME[record.kind]
+        name = id_of(kind, tree[kind.table][0]) if tree.get(kind.table) else record.id
+        return replace(record, id=name, body=msgspec.json.encode(tree).decode())
 
     def row(self, table: str, row: Row) -> None:
         """Changes one row of `table`."""
