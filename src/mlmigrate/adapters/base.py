@@ -185,6 +185,24 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Reads:
+    """What a source can tell of what its tracker holds. What is not named here is told whole.
+
+    holdings  of single kinds: what cannot be told of them ("lost": they cannot be seen at all), and why
+    absent    kinds that no such place has
+    """
+
+    holdings: tuple[Holding, ...] = ()
+    absent: frozenset[str] = frozenset()
+
+    def of(self, kind: str) -> Holding | None:
+        """How things of this kind are told; None where there are none."""
+        if kind in self.absent:
+            return None
+        return next((one for one in self.holdings if one.kind == kind), Holding(kind))
+
+
+@dataclass(frozen=True, slots=True)
 class Packing:
     """How large a pack may be: whole runs, bounded by points and by bytes of artifacts."""
 
