@@ -231,10 +231,10 @@ class Client:
         with self._answer("PUT", path, None, body, headers) as response:
             response.drain_conn()
 
-    def send(self, path: str, params: Params, data: bytes) -> None:
+    def send(self, path: str, params: Params, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Posts bytes. One request, whatever comes of it."""
-        headers = {"Content-Type": "application/octet-stream"}
-        with self._answer("POST", path, params, data, headers) as response:
+        wanted = {"Content-Type": "application/octet-stream", **(headers or {})}
+        with self._answer("POST", path, params, data, wanted) as response:
             response.drain_conn()
 
     def shown(self, path: str) -> str:
