@@ -1,0 +1,406 @@
+"""What survives a move: every kind of thing x (where it comes from, where it goes), from the adapters' declarations.
+
+A source says in its `Reads` what it cannot tell, a target in its `Limits` what it cannot hold.  What survives
+is the weaker of both.  Everything here only reads declarations:
+
+    python -m mlmigrate.adapters.mlflow.survives     prints docs/what-survives.md
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlmigrate.adapters.base import LEFT_OUT, Change, Context, Holding, How, Limits, Reads
+from mlmigrate.adapters.mlflow import objects
+from mlmigrate.adapters.mlflow.files.reads import READS as FILES
+from mlmigrate.adapters.mlflow.rest.reads import READS as SERVER
+from mlmigrate.adapters.mlflow.rest.server import Server
+from mlmigrate.adapters.mlflow.sql import open_target
+from mlmigrate.adapters.mlflow.sql.reads import READS as DATABASE
+from mlmigrate.address import Address
+from mlmigrate.archive.writer import ArchiveTarget
+
+WEAKER: tuple[How, ...] = ("whole", "mapped", "record", "lost")
+WORDS: Mapping[How, str] = {"whole": "whole", "mapped": "mapped", "record": "record only", "lost": "lost"}
+CURRENT = "server 3.17"
+SERVERS = {CURRENT: (3, 17), "3.5": (3, 5), "2.22": (2, 22), "2.9": (2, 9)}
+NEVER_CARRIED = ("mlflow.gateway_secret", "mlflow.account")  # so no archive has them
+Part = Callable[[Limits], Holding]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A kind of target: its limits, and what no limit says (`beside`: of parts of experiments and runs)."""
+
+    name: str
+    limits: Limits
+    beside: Mapping[str, Holding] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """A row of the table. `part` tells how limits hold a part of experiments and runs; None for kinds of record."""
+
+    kind: str
+    label: str
+    part: Part | None = None
+
+    def held(self, place: Place) -> Holding:
+        """How a target holds it."""
+        if self.kind in place.beside:
+            return place.beside[self.kind]
+        if self.part is not None:
+            return self.part(place.limits)
+        declared = place.limits.holding(self.kind)
+        if declared is not None:
+            return _with_lengths(declared, place.limits)
+        if place.limits.holds(self.kind):
+            return _with_lengths(Holding(self.kind), place.limits)
+        return Holding(self.kind, "lost", "the target has no place for it")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What becomes of a thing. `notes` are numbers of reasons; `but`: some of it does not arrive."""
+
+    how: How
+    notes: tuple[int, ...] = ()
+    but: bool = False
+
+    def __str__(self) -> str:
+        numbers = ", ".join(map(str, self.notes))
+        return WORDS[self.how] + (", but" if self.but else "") + (f" ({numbers})" if numbers else "")
+
+
+def sources() -> dict[str, Reads]:
+    """The kinds of place that can be read."""
+    return {
+        "file store": FILES,
+        "database": DATABASE,
+        "server": SERVER,
+        "archive": Reads(absent=frozenset(NEVER_CARRIED)),
+    }
+
+
+def targets() -> list[Place]:
+    """The kinds of place that can be written, servers of several versions."""
+    servers = [Place(name, Server(version).limits, _SERVER) for name, version in SERVERS.items()]
+    return [Place("archive", ArchiveTarget.limits), Place("database", _database(), _DATABASE), *servers]
+
+
+def _database() -> Limits:
+    """The limits of a database that is made new."""
+    with tempfile.TemporaryDirectory() as folder:
+        address = Address("mlflow", f"sqlite:///{Path(folder) / 'none.db'}")
+        return open_target(address, Context("target")).limits
+
+
+# What a target does with parts that no field of Limits speaks of.
+_DATABASE = {
+    "experiment.id": Holding(
+        "experiment.id",
+        "mapped",
+        "ids are kept where they are free and fit (PostgreSQL: up to 2,147,483,647), artifacts go below the "
+        "target's own root (`--artifacts-to keep` leaves them where they are), and what names either is rewritten",
+    ),
+}
+_SERVER = {
+    "experiment.id": Holding(
+        "experiment.id", "mapped", "the server gives ids and roots of its own; what names either is rewritten"
+    ),
+    "run.artifacts": Holding("run.artifacts", because="a server takes no file with `#` in its name"),
+}
+
+
+def _id(limits: Limits) -> Holding:
+    return Holding("run.id") if limits.ids else Holding("run.id", "mapped", "the target gives ids of its own")
+
+
+def _times(limits: Limits) -> Holding:
+    kind = "experiment.times"
+    return Holding(kind) if limits.experiment_times else Holding(kind, "lost", "the target sets its own")
+
+
+def _but(kind: str, *reasons: str) -> Holding:
+    """Whole, but for what the reasons say; empty ones are none."""
+    return Holding(kind, changes=tuple(Change("", reason) for reason in reasons if reason))
+
+
+def _plain(kind: str) -> Part:
+    return lambda _: Holding(kind)
+
+
+def _name(limits: Limits) -> Holding:
+    return _but("run.name", "" if limits.blank_names else "a run without a name is given its id")
+
+
+def _state(limits: Limits) -> Holding:
+    return _but("run.state", "" if limits.blank_starts else "a run without a start has 1970")
+
+
+def _deletion(limits: Limits) -> Holding:
+    moved = "deleted runs are deleted there too, but the time is that of the move"
+    return _but("run.deletion", "" if limits.deleted_times else moved)
+
+
+def _system(limits: Limits) -> Holding:
+    kind = "run.system"
+    return Holding(kind) if limits.system else Holding(kind, "lost", "the target writes its own")
+
+
+def _experiment_name(limits: Limits) -> Holding:
+    return _but("experiment.name", _cut(limits.experiment_name_length, "names"))
+
+
+def _experiment_tags(limits: Limits) -> Holding:
+    return _but("experiment.tags", _keys(limits), _cut(limits.experiment_tag_length, "values"))
+
+
+def _params(limits: Limits) -> Holding:
+    return _but("run.params", _keys(limits), _overflow(limits.param_length))
+
+
+def _tags(limits: Limits) -> Holding:
+    return _but("run.tags", _keys(limits), _overflow(limits.tag_length))
+
+
+def _points(limits: Limits) -> Holding:
+    return _but(
+        "run.points",
+        "" if limits.infinities else "infinities become the largest number there is (1.8e308); NaN stays",
+        "points that are equal in all are one" if limits.distinct_points else "",
+        "" if limits.negative_times else "times before 1970 become 1970",
+        _keys(limits),
+    )
+
+
+def _inputs(limits: Limits) -> Holding:
+    kind = "run.inputs"
+    return Holding(kind) if limits.inputs else Holding(kind, "lost", "such servers know no dataset inputs")
+
+
+def _owned(limits: Limits) -> Holding:
+    kind = "owned.artifacts"
+    return Holding(kind) if limits.owned_artifacts else Holding(kind, "lost", "the target has no place for them")
+
+
+def _keys(limits: Limits) -> str:
+    signs = (limits.key_chars or "").replace("\\w", "").replace("\\", "").replace(" ", "")
+    spoken = f"with other characters than letters, digits, spaces and `_{signs}`"
+    renamed = [
+        f"longer than {limits.key_length} characters" if limits.key_length else "",
+        spoken if limits.key_chars else "",
+        "that are no clean path" if limits.key_paths else "",
+    ]
+    told = " or ".join(filter(None, renamed))
+    return f"names {told} are changed to ones that end in a hash" if told else ""
+
+
+def _cut(length: int | None, what: str) -> str:
+    return f"{what} are cut to {length:,} characters" if length else ""
+
+
+def _overflow(length: int | None) -> str:
+    return f"values are cut to {length:,} characters, and the whole text is kept as an artifact" if length else ""
+
+
+def _with_lengths(holding: Holding, limits: Limits) -> Holding:
+    """The holding with what is said of the lengths of its kind's columns."""
+    kind = objects.BY_NAME.get(holding.kind)
+    if kind is None or holding.how == "lost":
+        return holding
+    cuts = [(at, most) for at, most in limits.column_lengths if at.partition(".")[0] in kind.tables]
+    changes = tuple(Change(at, f"longer texts are cut to {most:,} characters", becomes=None) for at, most in cuts)
+    return Holding(holding.kind, holding.how, holding.because, (*holding.changes, *changes))
+
+
+PARTS = {
+    "Experiments": (
+        Thing("experiment.name", "name", _experiment_name),
+        Thing("experiment.tags", "tags", _experiment_tags),
+        Thing("experiment.times", "times of creation and update", _times),
+        Thing("experiment.id", "id and artifact root", _plain("experiment.id")),
+    ),
+    "Runs": (
+        Thing("run.id", "id", _id),
+        Thing("run.name", "name", _name),
+        Thing("run.state", "status, start, end, user", _state),
+        Thing("run.deletion", "deletion", _deletion),
+        Thing("run.system", "source type, name, version, entry point", _system),
+        Thing("run.params", "params", _params),
+        Thing("run.tags", "tags, links between runs", _tags),
+        Thing("run.points", "points (every metric, every step)", _points),
+        Thing("run.inputs", "dataset inputs", _inputs),
+        Thing("run.artifacts", "artifacts", _plain("run.artifacts")),
+    ),
+}
+_LABELS = {
+    "registered_model": "registered models, versions, aliases",
+    "prompt": "prompts, their versions and aliases",
+    "logged_model": "logged models, their links to runs",
+    "trace": "traces, spans, assessments",
+    "dataset": "datasets that no run read",
+    "evaluation_dataset": "evaluation datasets, their records",
+    "scorer": "scorers, their versions",
+    "budget_policy": "budget policies",
+    "mcp_server": "MCP servers",
+    "gateway_model": "models of the gateway",
+    "gateway_endpoint": "endpoints of the gateway",
+}
+_GROUPS = {
+    "Models": ("registered_model", "prompt", "logged_model"),
+    "Traces and evaluation": (
+        *("trace", "evaluation_dataset", "dataset", "scorer", "label_schema", "review_queue", "issue"),
+    ),
+}
+
+
+def things() -> dict[str, tuple[Thing, ...]]:
+    """All rows, by the heading above them; every kind of the catalogue is one of them."""
+    grouped = {
+        heading: tuple(_thing(objects.BY_NAME[objects.PREFIX + name]) for name in names)
+        for heading, names in _GROUPS.items()
+    }
+    told = {name for names in _GROUPS.values() for name in names}
+    others = tuple(_thing(kind) for kind in objects.KINDS if kind.name not in told)
+    never = (Thing(NEVER_CARRIED[0], "secrets of the gateway"), Thing(NEVER_CARRIED[1], "accounts and permissions"))
+    owned = Thing("owned.artifacts", "files of logged models and of traces", _owned)
+    grouped["Models"] += (owned,)
+    return {**PARTS, **grouped, "The rest of a server": others + never}
+
+
+def _thing(kind: objects.Kind) -> Thing:
+    return Thing(kind.record, _LABELS.get(kind.name, kind.name.replace("_", " ") + "s"))
+
+
+class Notes:
+    """Reasons, numbered in the order in which the table needs them; equal ones are one."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        """The number of this reason."""
+        return self.numbers.setdefault(text, len(self.numbers) + 1)
+
+
+def cell(thing: Thing, source: Holding, place: Place, current: Holding, notes: Notes) -> Cell:
+    """The weaker of what the source tells and what the target holds; `current` is what the newest server holds."""
+    held = thing.held(place)
+    if source.how == "lost" or held.how == "lost":
+        lost = source if source.how == "lost" else held
+        return Cell("lost", tuple(notes.number(text) for text in _reasons(lost)))
+    texts = dict.fromkeys([*_reasons(source), *_differing(held, current)])
+    how = max(source.how, held.how, key=WEAKER.index)
+    but = any(one.how == "whole" and one.because for one in (source, held)) or _loses(source) or _loses(held)
+    return Cell(how, tuple(notes.number(text) for text in texts), but)
+
+
+def _loses(holding: Holding) -> bool:
+    return any(change.lost for change in holding.changes)
+
+
+def _differing(held: Holding, current: Holding) -> list[str]:
+    """The reasons of a holding; of an older server's, those of the newest and then what comes on top."""
+    more = tuple(change for change in held.changes if change not in current.changes)
+    same = (held.how, held.because) == (current.how, current.because) and set(current.changes) <= set(held.changes)
+    if not same or not more:
+        return _reasons(held)
+    return _reasons(current) + _reasons(Holding(held.kind, held.how, "", more))
+
+
+def _reasons(holding: Holding) -> list[str]:
+    """Why a thing is not simply whole; nothing when it is. What a place makes again itself is no reason.
+
+    All parts of a record are one reason; a change that names no part is a reason of its own.
+    """
+    if holding.how == "lost":
+        return [holding.because]
+    by_reason: dict[str, list[str]] = {}
+    for change in holding.changes:
+        if change.lost:
+            by_reason.setdefault(change.because, []).append(_part(change))
+    plain = [because for because, parts in by_reason.items() if parts == [""]]
+    parted = [f"{', '.join(parts)}: {because}" for because, parts in by_reason.items() if parts != [""]]
+    joined = "; ".join(filter(None, [holding.because, *parted]))
+    return [joined, *plain] if joined else plain
+
+
+def _part(change: Change) -> str:
+    what = f"`{change.part}`" if change.part else ""
+    if change.becomes in (LEFT_OUT, None):
+        return what
+    shown = f"{change.becomes!r}" if change.becomes != "" else "empty"
+    return f"{what} (becomes {shown})"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the table: a thing, the sources that it is the same for, a cell a target."""
+
+    label: str
+    sources: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+def lines(thing: Thing, places: Sequence[Place], notes: Notes) -> Iterator[Line]:
+    """The lines of a thing; sources that come to the same are one line."""
+    current = thing.held(next(place for place in places if place.name == CURRENT))
+    found: dict[tuple[Cell, ...], list[str]] = {}
+    for name, reads in sources().items():
+        told = reads.of(thing.kind)
+        if told is not None:
+            cells = tuple(cell(thing, told, place, current, notes) for place in places)
+            found.setdefault(cells, []).append(name)
+    for cells, names in found.items():
+        yield Line(thing.label, tuple(names), cells)
+
+
+def table(notes: Notes) -> list[str]:
+    """The table in Markdown; `notes` has the reasons afterwards."""
+    places = targets()
+    heads = ["", "from", *(place.name if place.name[0].isalpha() else f"server {place.name}" for place in places)]
+    text = [_row(heads), _row(["---"] * len(heads))]
+    for heading, rows in things().items():
+        text.append(_row([f"**{heading}**"] + [""] * (len(heads) - 1)))
+        for thing in rows:
+            for number, line in enumerate(lines(thing, places, notes)):
+                whence = "any" if len(line.sources) == len(sources()) else ", ".join(line.sources)
+                text.append(_row(["" if number else line.label, whence, *map(str, line.cells)]))
+    return text
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+OPENING = """\
+# What survives a move
+
+Where something comes from, where it goes, and what becomes of it on the way. The table is made from what the
+adapters declare, the same that `mlmigrate plan` and the report of a move count losses by.
+
+- **whole**: everything arrives as it was; "but" names the parts that do not, or not always.
+- **mapped**: the same, and ids or places in it become those that its things have in the target.
+- **record only**: it is kept, but nothing there uses it.
+- **lost**: it does not arrive. An archive holds it nonetheless, unless its column says otherwise.
+
+A source that a line does not name has no such thing. "server" is MLflow over HTTP, "database" its backend store
+(SQLite or PostgreSQL; MySQL and MariaDB are read alone), "file store" a folder like `mlruns`. File stores are read
+alone. Older servers lack what MLflow did not have then: keep the archive, and import it again when the server is newer.
+"""
+
+
+def page() -> str:
+    """docs/what-survives.md."""
+    notes = Notes()
+    rows = table(notes)
+    told = [f"{number}. {text[0].upper()}{text[1:]}." for text, number in notes.numbers.items()]
+    return "\n".join([OPENING, *rows, "", "## Why", "", *told]) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")  # noqa: T201  this is what it is for
