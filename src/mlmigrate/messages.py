@@ -76,7 +76,7 @@ class Finding(Message, frozen=True, tag="finding"):
 
 
 class Summary(Message, frozen=True, tag="summary"):
-    """The end of export, import and copy. `ok` says whether all of it is there."""
+    """The end of export, import and copy. `ok` says whether all of it is there; `records` counts by kind."""
 
     ok: bool
     stopped: bool
@@ -89,6 +89,7 @@ class Summary(Message, frozen=True, tag="summary"):
     artifacts: int
     bytes: int
     seconds: float
+    records: dict[str, int]
 
 
 class Verified(Message, frozen=True, tag="verified"):
@@ -105,6 +106,7 @@ class Verified(Message, frozen=True, tag="verified"):
     artifacts: int
     bytes: int
     losses: int
+    records: dict[str, int]
 
 
 class PlannedExperiment(Message, frozen=True, tag="planned_experiment"):
@@ -135,6 +137,7 @@ class Planned(Message, frozen=True, tag="planned"):
     artifacts: int
     bytes: int
     losses: int
+    records: dict[str, int]
 
 
 class ListedExperiment(Message, frozen=True, tag="experiment"):

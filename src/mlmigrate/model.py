@@ -206,7 +206,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What one pack brought: `ids` maps origin to the target's id."""
+    """What one pack brought: `ids` maps origin to the target's id; `records` counts by kind."""
 
     pack: str
     ids: Mapping[str, str]
@@ -214,6 +214,7 @@ class Receipt:
     points: int = 0
     artifacts: int = 0
     size: int = 0
+    records: Mapping[str, int] = field(default_factory=dict)
 
 
 def points(columns: Mapping[str, object]) -> pa.RecordBatch:

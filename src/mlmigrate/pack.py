@@ -87,8 +87,8 @@ class Recipe:
 class Contents:
     """What the runs of a reading are once mapped and fitted; each stream can be taken once.
 
-    Runs bear the stamps of `refs`, those that the target shall keep.  `points_seen`, `artifacts_seen`
-    and `bytes_seen` count what passed; `losses` is complete once the streams are drained.
+    Runs bear the stamps of `refs`, those that the target shall keep.  `points_seen`, `artifacts_seen`,
+    `bytes_seen` and `records_seen` (by kind) count what passed; `losses` is complete once the streams are drained.
     """
 
     def __init__(self, reading: Reading, recipe: Recipe, refs: Sequence[RunRef] = ()) -> None:
@@ -102,6 +102,7 @@ class Contents:
         self._keys: dict[str, set[str]] = {}
         self.points_seen = self.artifacts_seen = self.bytes_seen = 0
         self.merged: dict[str, int] = {}
+        self.records_seen: Counter[str] = Counter()
         self._changed: Counter[tuple[str, str, str]] = Counter()  # (what, because, owner) of records
 
     @property
@@ -216,6 +217,7 @@ class Contents:
             for (what, because), n in fitted.changed.items():
                 self._changed[what, because, record.owner] += n
             if fitted.record is not None:
+                self.records_seen[record.kind] += 1
                 yield fitted.record
 
 

@@ -7,7 +7,7 @@ what it says would be lost is what would be lost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
@@ -34,7 +34,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`rules` counts how many names each mapping rule met; `quick` plans read no points and no artifacts."""
+    """`rules` counts how many names each mapping rule met, `records` the records by kind.
+
+    `quick` plans read no points, no artifacts and no records.
+    """
 
     source: str
     target: str
@@ -44,6 +47,7 @@ class Plan:
     oddities: tuple[Loss, ...]
     rules: tuple[tuple[str, int], ...]
     quick: bool
+    records: Mapping[str, int] = field(default_factory=dict)
 
 
 def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
@@ -66,6 +70,7 @@ def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
             oddities=tuple(places.source.oddities()),  # some are known only once the runs were read
             rules=tuple(count.rules()),
             quick=quick,
+            records=count.records,
         )
 
 
@@ -83,6 +88,7 @@ class _Count:
     sizes: Counter[str] = field(default_factory=Counter)
     names: set[tuple[str, str]] = field(default_factory=set)
     named: list[Record] = field(default_factory=list)
+    records: Counter[str] = field(default_factory=Counter)
 
     def add(self, refs: tuple[RunRef, ...]) -> None:
         """Counts a pack; only once it was read to its end, for it may be read again."""
@@ -104,6 +110,7 @@ class _Count:
         self.sizes += sizes
         self.names |= names
         self.named += named
+        self.records += contents.records_seen
         self.losses += contents.losses
 
     def _drain(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from unicodedata import combining, east_asian_width
 
@@ -69,8 +69,21 @@ def several(number: int, noun: str) -> str:
     return f"{amount(number)} {noun if number == 1 else plural(noun)}"
 
 
+def things(records: Mapping[str, int]) -> list[str]:
+    """3 registered models, 1,000 traces: records counted by kind, in words."""
+    return [several(count, _word(kind)) for kind, count in records.items() if count]
+
+
+def _word(kind: str) -> str:
+    """mlflow.registered_model: registered model; mlflow.sql.skills: row of skills."""
+    name = kind.rpartition(".")[2].replace("_", " ")
+    return f"row of {name}" if kind.startswith("mlflow.sql.") else name
+
+
 def plural(noun: str) -> str:
     """The plural of the nouns that losses are about."""
+    if noun.startswith("row of"):
+        return noun.replace("row", "rows", 1)
     if noun.endswith("s"):
         return noun
     return noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
@@ -118,6 +131,8 @@ def _block(report: Report) -> Iterator[str]:
         f"copied {report.copied:>9,} {_runs(report.copied)}, {several(report.points, 'point')}, "
         f"{several(report.artifacts, 'artifact')}, {size(report.size)} in {duration(report.seconds)}"
     )
+    if report.records:
+        yield f"and              {', '.join(things(report.records))}"
     if report.already:
         yield f"already {report.already:>8,} {_runs(report.already)}"
     if report.failed:
@@ -155,7 +170,7 @@ def _closing(report: Report, job: Job, *, strict: bool) -> str:
         of = f"{bad:,} of {several(report.runs, 'run')}" if report.runs >= bad else several(bad, "thing")
         return f"{of} {verb} not copied. Run the same command again to try {them} once more."
     if not report.runs:
-        return f"No run of {source} was asked for: there is nothing to copy."
+        return _without_runs(report, source, target)
     whole = f"{_all(report.runs)} of {source} {_is(report.runs)} in {target}"
     if strict and report.losses:
         return f"{whole}, but {several(len(report.losses), 'thing')} {_was(len(report.losses))} lost (--strict)."
@@ -164,6 +179,16 @@ def _closing(report: Report, job: Job, *, strict: bool) -> str:
         new = size(report.size) if report.copied else "nothing new"
         return f"{whole} ({new}, {duration(report.seconds)}). {several(gone, 'thing')} lost."
     return f"{whole}. To check {'it' if report.runs == 1 else 'them'}: {command('verify', job)}"
+
+
+def _without_runs(report: Report, source: str, target: str) -> str:
+    if not report.records:
+        return f"No run of {source} was asked for: there is nothing to copy."
+    return f"{_sentence(things(report.records))} of {source} {_is(sum(report.records.values()))} in {target}."
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
 def command(name: str, job: Job) -> str:
@@ -230,7 +255,8 @@ def planned(plan: Plan, job: Job) -> list[str]:
     """The table of a plan, what would be lost, and what to type next."""
     source, target = plan.source, plan.target
     about = "" if not plan.quick else "about "
-    lines = [f"{source}  ->  {target}", "", *_plan_table(plan), ""]
+    beside = [f"and {', '.join(things(plan.records))}"] if plan.records else []
+    lines = [f"{source}  ->  {target}", "", *_plan_table(plan), *beside, ""]
     if plan.already:
         lines.append(f"{several(plan.already, 'run')} {_is(plan.already)} there already and will be skipped.")
     lines += _odd(plan.oddities, source)
@@ -321,6 +347,8 @@ def differs(verdict: Verdict) -> bool:
 
 
 def _equal(verdict: Verdict, job: Job, *, quick: bool, download: bool) -> str:
+    if not verdict.runs and verdict.records:
+        return f"Equal: {', '.join(things(verdict.records))}."
     if not verdict.runs:
         return f"No run of {job.source.shown} was asked for: there is nothing to compare."
     runs = f"{_all(verdict.runs)} {_is(verdict.runs)} equal"
@@ -334,8 +362,7 @@ def _equal(verdict: Verdict, job: Job, *, quick: bool, download: bool) -> str:
         what.append("artifacts by where they lie")
     elif "artifacts" in parts:
         what.append(f"{several(verdict.artifacts, 'artifact')} by {'sha256' if download else 'what both places know'}")
-    if verdict.records:
-        what.append(several(verdict.records, "record"))
+    what += things(verdict.records)
     return f"{runs}: {', '.join(what)}."
 
 

@@ -7,7 +7,10 @@ from fnmatch import fnmatchcase
 
 from mlmigrate.model import Experiment, RunRef
 
-PARTS = ("params", "metrics", "tags", "artifacts", "inputs", "records")
+PARTS = ("params", "metrics", "tags", "artifacts", "inputs", "models", "traces", "records")
+# how the id of a ref of kind "records" begins -> the part that it belongs to; all others are "records"
+PART_OF = {"@registry": "models", "@logged_models": "models", "@traces": "traces"}
+BESIDE = ("models", "traces")  # parts that no run contains
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class Selection:
     def wants(self, ref: RunRef) -> bool:
         """Whether this run is asked for, its experiment being asked for already."""
         if ref.kind == "records":
-            return "records" in self.parts and not self._single and (bool(ref.experiment) or not self.experiments)
+            part = PART_OF.get(ref.id.partition("/")[0], "records")
+            return part in self.parts and not self._single and (bool(ref.experiment) or not self.experiments)
         if ref.deleted and not self.deleted:
             return False
         if self.statuses and ref.status not in self.statuses:
@@ -65,7 +69,7 @@ class Selection:
     @property
     def recipe(self) -> str:
         """What of this selection changes the contents of a run that is carried; "" when all of it is."""
-        left_out = sorted(set(PARTS) - self.parts)
+        left_out = sorted(set(PARTS) - self.parts - set(BESIDE))
         size = [] if self.max_artifact_size is None else [f"<={self.max_artifact_size}"]
         return " ".join(left_out + size)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ AWAY_IN_A_ROW = 3  # so many packs in vain, none between them: the place is gone
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a transfer came to. `size` in bytes."""
+    """What a transfer came to. `size` in bytes; `records` counts by kind."""
 
     runs: int
     copied: int
@@ -46,6 +47,7 @@ class Report:
     size: int
     seconds: float
     stopped: bool = False
+    records: Mapping[str, int] = field(default_factory=dict)
 
 
 def transfer_pack(job: Job, pack: Pack) -> Receipt:
@@ -69,7 +71,8 @@ def _carry(places: Places, pack: Pack) -> Receipt:
                 places.progress.advance(artifacts=1, size=artifact.size or 0)
             ids = place.commit(contents.losses)
             losses = (*contents.losses, *getattr(place, "losses", ()))
-    return Receipt(pack.id, ids, losses, contents.points_seen, contents.artifacts_seen, contents.bytes_seen)
+    seen = contents.points_seen, contents.artifacts_seen, contents.bytes_seen
+    return Receipt(pack.id, ids, losses, *seen, contents.records_seen)
 
 
 def _checked(places: Places, values: Iterator[T]) -> Iterator[T]:
@@ -120,6 +123,7 @@ class _Work:
     points: int = 0
     artifacts: int = 0
     size: int = 0
+    records: Counter[str] = field(default_factory=Counter)
     away: int = 0
     bug: Exception | None = None
     stopped: bool = False
@@ -203,6 +207,7 @@ class _Work:
         self.points += receipt.points
         self.artifacts += receipt.artifacts
         self.size += receipt.size
+        self.records.update(receipt.records)
         lost: dict[str, int] = {}
         for loss in receipt.losses:
             lost[loss.run] = lost.get(loss.run, 0) + 1
@@ -254,6 +259,7 @@ class _Work:
             size=self.size,
             seconds=time.monotonic() - self.started,
             stopped=self.stopped,
+            records=self.records,
         )
 
     def _lose(self, losses: Sequence[Loss], *, to_ledger: bool = True) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -36,7 +37,7 @@ LINE = 60  # characters of a value in a finding
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`losses` are the differences that are known and lawful. `size` in bytes."""
+    """`losses` are the differences that are known and lawful. `size` in bytes; `records` counts by kind."""
 
     runs: int
     equal: int
@@ -49,7 +50,7 @@ class Verdict:
     size: int
     findings: tuple[Finding, ...]
     losses: tuple[Loss, ...]
-    records: int = 0
+    records: Mapping[str, int] = field(default_factory=dict)
 
 
 def verify(
@@ -154,7 +155,8 @@ class _Comparison:
         self.target_ids: dict[str, str] = {}
         self._there_names: dict[str, str] = {}
         self.equal = self.differs = self.missing = self.extra = self.unreadable = 0
-        self.points = self.artifacts = self.size = self.records = 0
+        self.points = self.artifacts = self.size = 0
+        self.records: Counter[str] = Counter()
         self.record_refs: tuple[list[RunRef], list[RunRef]] = ([], [])
         self.names: Names = SameNames()
 
@@ -232,17 +234,22 @@ class _Comparison:
     def compare_records(self) -> None:
         """What belongs to no run: models, traces and the like, where the target can hold them."""
         here, there = self.record_refs
-        if not here or not self.both.recipe.limits.records:
+        if not here:
             return
+        wanted = {one.name for one in self.experiments.values()}
+        there = [ref for ref in there if not ref.experiment or self._there_name(ref.experiment) in wanted]
         expected = Expected()
-        files = self._files_of(here, self.both.source, self.both.recipe, self.names, expected.add)
-        self.records += expected.count
         plain = Recipe(self.both.recipe.selection, Rules(), Limits())
+
+        def mean(record: Record) -> None:
+            self.records[record.kind] += 1
+            expected.add(record)
 
         def met(record: Record) -> None:
             if differing := expected.meet(record):
                 self._record(record.kind, record.id, self._there_name(record.owner), differing)
 
+        files = self._files_of(here, self.both.source, self.both.recipe, self.names, mean)
         found = self._files_of(there, self.both.there, plain, SameNames(), met)
         for kind, id_, owner in expected.left():
             self._record(kind, id_, self._name(owner), "not there")

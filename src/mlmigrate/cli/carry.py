@@ -70,4 +70,5 @@ def summary_message(done: Report, *, ok: bool) -> messages.Summary:
         artifacts=done.artifacts,
         bytes=done.size,
         seconds=round(done.seconds, 3),
+        records=dict(done.records),
     )

@@ -26,8 +26,8 @@ PARTS = {
     "tags": "tags",
     "artifacts": "artifacts",
     "inputs": "inputs",
-    "models": "records",
-    "traces": "records",
+    "models": "models",
+    "traces": "traces",
     "records": "records",
 }
 _SIZE = re.compile(r"(?i)\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?\s*")

@@ -82,4 +82,5 @@ def _messages(plan: Plan) -> Iterator[Message]:
         artifacts=sum(one.artifacts for one in plan.lines),
         bytes=sum(one.size for one in plan.lines),
         losses=len(plan.losses),
+        records=dict(plan.records),
     )

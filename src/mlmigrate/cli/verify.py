@@ -80,4 +80,5 @@ def _message(verdict: Verdict, *, ok: bool) -> Verified:
         artifacts=verdict.artifacts,
         bytes=verdict.size,
         losses=len(verdict.losses),
+        records=dict(verdict.records),
     )
