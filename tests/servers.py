@@ -25,6 +25,7 @@ CURRENT = "current"
 RECIPES = {
     "1.30.0": ("mlflow==1.30.0", "setuptools<70"),
     "2.9.2": ("mlflow==2.9.2", "sqlalchemy<2.1", "setuptools<70"),
+    "3.5.1": ("mlflow==3.5.1", "sqlalchemy<2.1"),
     "2.22.4": ("mlflow==2.22.4", "sqlalchemy<2.1", "opentelemetry-sdk<1.34", "opentelemetry-api<1.34"),
 }
 PATIENCE = 120  # seconds; a server starts in 5 on a quiet machine
