@@ -11,8 +11,12 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.figures import ALL, Shop, Sizes, default_file_store, say
+from benchmarks.estate_figures import estate
+from benchmarks.figures import ALL as FIGURES
+from benchmarks.figures import Shop, Sizes, default_file_store, say
 from benchmarks.table import Row, markdown, write_json
+
+ALL = {**FIGURES, "estate": estate}
 
 
 def main() -> int:
@@ -71,7 +75,8 @@ def _scaled(sizes: Sizes, factor: float) -> Sizes:
         return sizes
     parts = {name: getattr(sizes, name) for name in ("team", "points", "rows", "rest", "many")}
     scaled = {name: replace(shape, runs=max(10, int(shape.runs * factor))) for name, shape in parts.items()}
-    return replace(sizes, **scaled, huge=replace(sizes.huge, steps=max(100, int(sizes.huge.steps * factor))))
+    huge = replace(sizes.huge, steps=max(100, int(sizes.huge.steps * factor)))
+    return replace(sizes, **scaled, huge=huge, estate=sizes.estate.part(1 / factor))
 
 
 def _machine(sizes: Sizes) -> dict[str, object]:

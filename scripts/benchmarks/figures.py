@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks import stores
+from benchmarks.estate import Estate
 from benchmarks.measure import Cost, best, run
 from benchmarks.servers import Server, mlflow_server, postgres
 from benchmarks.stores import Shape
@@ -27,6 +28,7 @@ MILLION = Shape(runs=100, steps=1000, files=0)
 TWO_MILLION = Shape(runs=100, steps=2000, files=0)
 HUGE = Shape(runs=1, keys=10, steps=1_000_000, files=0, experiments=1)
 MANY = Shape(runs=10_000, steps=20, files=1, size=16 * 1024)
+ESTATE = Estate()
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Sizes:
     rest: Shape = MILLION
     huge: Shape = HUGE
     many: Shape = MANY
+    estate: Estate = ESTATE
     repeats: int = 3
     threads: int = 8
 
@@ -47,7 +50,7 @@ class Sizes:
         small = Shape(runs=6, keys=3, steps=20, files=1, size=1024)
         plain = replace(small, files=0)
         huge, many = Shape(runs=1, keys=2, steps=5_000, files=0), Shape(runs=50, keys=2, steps=2, files=0)
-        return cls(small, plain, plain, plain, huge, many, repeats=1, threads=2)
+        return cls(small, plain, plain, plain, huge, many, ESTATE.part(100), repeats=1, threads=2)
 
 
 @dataclass(frozen=True)
