@@ -45,8 +45,11 @@ def fit_experiment(experiment: Experiment, limits: Limits) -> tuple[Experiment, 
     def lose(what: str, because: str) -> None:
         losses.append(Loss("", what, because, experiment.id))
 
-    name = _shorten(experiment.name, limits.experiment_name_length)
-    if name != experiment.name:
+    placed = _placed(experiment.name, limits.experiment_folder)
+    if placed != experiment.name:
+        lose(f"name {experiment.name!r}", f"became {placed!r}: the target names experiments by absolute paths")
+    name = _shorten(placed, limits.experiment_name_length)
+    if name != placed:
         lose(f"name {experiment.name!r}", f"cut to {limits.experiment_name_length} characters: {name!r}")
     tags = {}
     for key, value in experiment.tags.items():
@@ -57,6 +60,10 @@ def fit_experiment(experiment: Experiment, limits: Limits) -> tuple[Experiment, 
         lose(f"experiment {experiment.name!r}", "its times of creation and update become the target's own")
         return replace(experiment, name=name, tags=tags, created=None, updated=None), losses
     return replace(experiment, name=name, tags=tags), losses
+
+
+def _placed(name: str, folder: str) -> str:
+    return f"{folder}/{name}" if folder and not name.startswith("/") else name
 
 
 def fit_run(run: Run, limits: Limits) -> FittedRun:
@@ -374,14 +381,15 @@ class PointFitting:
     def _links(self, columns: dict[str, pa.Array]) -> None:
         if self.limits.point_links:
             return
+        models = columns["model"].is_valid()
+        with_model = self.limits.holds("mlflow.logged_model")  # it says of each of its points what they say here
         for name in ("dataset_name", "dataset_digest", "model"):
             column = columns[name]
             if column.null_count < len(column):
-                if name != "dataset_digest":
+                lost = pc.and_not(column.is_valid(), models) if with_model else column.is_valid()
+                if name != "dataset_digest" and pc.any(lost).as_py():
                     what = "model" if name == "model" else "dataset"
-                    self._count(
-                        columns, column.is_valid(), "metric {!r}".format, "{n} points lose their link to a " + what
-                    )
+                    self._count(columns, lost, "metric {!r}".format, "{n} points lose their link to a " + what)
                 columns[name] = pa.DictionaryArray.from_arrays(
                     pa.nulls(len(column), pa.int32()), pa.array([], pa.utf8())
                 )

@@ -129,6 +129,7 @@ class Limits:
 
     key_chars          the inside of a regular expression's character class that keys are made of
     key_paths          keys must be clean relative paths (no "..", "//", leading or trailing "/")
+    experiment_folder  experiments are named by absolute paths; others are put below this one
     infinities         False: the infinities become +-1.7976931348623157e308
     distinct_points    True: points equal in all but log order are one
     nulls              points without a step or a time can be held
@@ -155,6 +156,7 @@ class Limits:
     tag_length: int | None = None
     experiment_tag_length: int | None = None
     experiment_name_length: int | None = None
+    experiment_folder: str = ""
     infinities: bool = True
     distinct_points: bool = False
     nulls: bool = True

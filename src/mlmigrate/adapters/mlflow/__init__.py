@@ -1,12 +1,16 @@
 """MLflow in its three shapes: a folder (`files`), a backend database (`sql`), a server (`rest`).
 
 mlflow:./mlruns    mlflow:sqlite:///mlflow.db    mlflow:http://localhost:5000
+
+Managed services are servers too: mlflow:databricks, mlflow:arn:aws:sagemaker:..., mlflow:azureml://...,
+and whatever else an installed plugin of MLflow knows.
 """
 
 from __future__ import annotations
 
 import re
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +19,8 @@ from mlmigrate.address import Address
 from mlmigrate.errors import UsageError
 
 _DATABASE = re.compile(r"^(sqlite|postgresql|postgres|mysql|mariadb|mssql)(\+\w+)?://")
-_SERVER = re.compile(r"^(https?://|databricks(://|$))")
+_SERVER = re.compile(r"^(https?://|databricks(-uc)?(://|$)|arn:)")
+_OF_A_PLUGIN = re.compile(r"^(?!file:)([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # one letter is a drive
 
 
 def open_source(address: Address, context: Context) -> Source:
@@ -28,6 +33,10 @@ def open_source(address: Address, context: Context) -> Source:
 def open_target(address: Address, context: Context) -> Target:
     """The database or the server that `address` names, for writing."""
     module = shape(address.place)
+    if address.place.startswith("databricks-uc"):
+        raise UsageError(
+            "The registry of Unity Catalog cannot be written.", f"mlflow:{address.place.replace('-uc', '', 1)}"
+        )
     if not hasattr(module, "open_target"):
         raise UsageError(
             f"{address.shown} is a folder, and MLflow is giving up folders as stores.",
@@ -48,5 +57,16 @@ def shape(place: str) -> ModuleType:
     """The module for this tracking URI."""
     if not place:
         raise UsageError("mlflow: names no place and MLFLOW_TRACKING_URI is not set.", "For example mlflow:./mlruns")
-    name = "sql" if _DATABASE.match(place) else "rest" if _SERVER.match(place) else "files"
+    name = "sql" if _DATABASE.match(place) else "rest" if _is_server(place) else "files"
     return import_module(f"{__name__}.{name}")
+
+
+def _is_server(place: str) -> bool:
+    """Whether `place` is a server's, or of a scheme that is nobody's but may be a plugin's."""
+    if _SERVER.match(place):
+        return True
+    found = _OF_A_PLUGIN.match(place)
+    if found is None:
+        return False
+    known = {point.name for point in entry_points(group="mlflow.tracking_store")}
+    return place.startswith(f"{found[1]}://") or found[1] in known

@@ -7,17 +7,27 @@ Databricks keep credentials in; what is found here is sent to the configured ori
 from __future__ import annotations
 
 import configparser
+import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mlmigrate.adapters.mlflow.rest.managed import PLAIN, Service, service_of
+from mlmigrate.adapters.mlflow.rest.plugins import (
+    Plugged,
+    Signer,
+    databricks,
+    header_plugins,
+    knows_databricks,
+    plugged,
+    signer,
+    sigv4,
+)
 from mlmigrate.errors import NotFound, Refused, UsageError
 
-HEADER_PLUGINS = "mlflow.request_header_provider"
+_ARN = re.compile(r"arn:[\w-]+:sagemaker:[a-z0-9-]+:\d{12}:(mlflow-tracking-server|mlflow-app)/[\w-]+")
 _TRUE = ("true", "1")
 
 
@@ -36,26 +46,84 @@ class Login:
 
     told   which credential is used, for errors; never more of it than four characters
     more   headers of MLflow's plugins, asked again for each request
+    sign   an auth plugin, shown each request
+    renew  whether a refusal is worth asking for credentials once more, which are asked for then
     """
 
     base: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     told: str = "No credentials are set (MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN)."
     tls: Tls = field(default_factory=Tls)
-    databricks: bool = False
+    service: Service = PLAIN
     more: tuple[Callable[[], Mapping[str, str]], ...] = field(default=(), repr=False)
+    sign: Signer | None = field(default=None, repr=False)
+    renew: Callable[[], bool] = field(default=lambda: False, repr=False)
+
+    @property
+    def databricks(self) -> bool:
+        return self.service.databricks
 
 
 def login(place: str, env: Mapping[str, str]) -> Login:
-    """What `place` (http(s)://..., databricks, databricks://profile) and `env` say about the server."""
-    if place.startswith("databricks"):
-        return _databricks(place.removeprefix("databricks").removeprefix("://"), env)
+    """What `place` and `env` say about the server.
+
+    http(s)://...                       a server
+    databricks, databricks://profile    a workspace; databricks-uc: with the registry in Unity Catalog
+    arn:..., azureml://..., others      what a plugin of MLflow makes of it
+    """
+    if re.match("databricks(-uc)?(://|$)", place):
+        return _databricks(place, env)
+    if not place.startswith(("http://", "https://")):
+        return _managed(place, env)
     base, user, password = _split(place)
     headers, told = _credentials(user, password, env)
+    sign = _signer(place, env)
     if workspace := env.get("MLFLOW_WORKSPACE"):
         headers = {**headers, "X-MLFLOW-WORKSPACE": workspace}
-    more = _plugins()
-    return Login(base, headers, told or Login(base).told, _tls(env), more=more)
+    renew = sign.renew if sign is not None else lambda: False
+    return Login(
+        base, headers, told or Login(base).told, _tls(env), more=header_plugins(env, base), sign=sign, renew=renew
+    )
+
+
+def _signer(place: str, env: Mapping[str, str]) -> Signer | None:
+    """What signs requests, in MLflow's own order."""
+    if env.get("MLFLOW_TRACKING_AWS_SIGV4", "").lower() in _TRUE:
+        return sigv4(env, place)
+    name = env.get("MLFLOW_TRACKING_AUTH", "")
+    return signer(name, env, place) if name else None
+
+
+def _managed(place: str, env: Mapping[str, str]) -> Login:
+    """A server that has an address of its own kind."""
+    service = service_of(place)
+    if place.startswith("arn:") and not _ARN.fullmatch(place):
+        raise UsageError(
+            "That is no ARN of MLflow on SageMaker.",
+            "For example mlflow:arn:aws:sagemaker:REGION:ACCOUNT:mlflow-tracking-server/NAME",
+        )
+    token = env.get("MLFLOW_TRACKING_TOKEN", "")
+    if place.startswith("azureml://") and token:
+        return _azure(place, token, service, env)
+    return _plugged(plugged(place, env, service.package), service, header_plugins(env, place), env)
+
+
+def _azure(place: str, token: str, service: Service, env: Mapping[str, str]) -> Login:
+    """A workspace with a token that was got elsewhere: what the plugin would send, without it."""
+    path = re.sub(r"^/mlflow/v[\d.]+/", "/mlflow/v2.0/", urlsplit(place).path)
+    base = _split(f"https://{urlsplit(place).netloc}{path}")[0]
+    told = f'MLFLOW_TRACKING_TOKEN is set, and begins "{token[:4]}".'
+    return Login(base, {"Authorization": f"Bearer {token}"}, told, _tls(env), service, header_plugins(env, place))
+
+
+def _plugged(
+    given: Plugged, service: Service, more: tuple[Callable[[], Mapping[str, str]], ...], env: Mapping[str, str]
+) -> Login:
+    base = _split(given.base)[0]
+    tls = Tls(given.insecure, given.server_certificate, given.client_certificate)
+    tls = tls if tls != Tls() else _tls(env)
+    told = "The credentials come from the package that knows such addresses."
+    return Login(base, {}, told, tls, service, (given.headers, *more), given.sign, given.renew)
 
 
 def _split(place: str) -> tuple[str, str, str]:
@@ -93,18 +161,23 @@ def _basic(user: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + b64encode(f"{user}:{password}".encode()).decode()}
 
 
-def _databricks(profile: str, env: Mapping[str, str]) -> Login:
+def _databricks(place: str, env: Mapping[str, str]) -> Login:
+    service, profile = service_of(place), place.partition("://")[2]
+    more = header_plugins(env, place)
     host, token = env.get("DATABRICKS_HOST", ""), env.get("DATABRICKS_TOKEN", "")
     told = f'DATABRICKS_TOKEN is set, and begins "{token[:4]}".'
     if profile or not (host and token):
         file = Path(env.get("DATABRICKS_CONFIG_FILE", "") or _home(env) / ".databrickscfg")
         name = profile or env.get("DATABRICKS_CONFIG_PROFILE", "") or "DEFAULT"
         kept = _ini(file).get(name, {})
-        host, token = kept.get("host", ""), kept.get("token", "")
-        told = f'The token of profile {name} begins "{token[:4]}".'
+        told, token = f'The token of profile {name} begins "{kept.get("token", "")[:4]}".', kept.get("token", "")
+        known = kept.get("host", "") or (not profile and (host or env.get("DATABRICKS_RUNTIME_VERSION", "")))
+        if known and not token and knows_databricks():
+            return _plugged(databricks(profile, env, place), service, more, env)
+        host = kept.get("host", "")
         _found(host, token, file, name)
     base = _split(host if "://" in host else f"https://{host}")[0]
-    return Login(base, {"Authorization": f"Bearer {token}"}, told, _tls(env), databricks=True)
+    return Login(base, {"Authorization": f"Bearer {token}"}, told, _tls(env), service, more)
 
 
 def _found(host: str, token: str, file: Path, name: str) -> None:
@@ -141,21 +214,3 @@ def _tls(env: Mapping[str, str]) -> Tls:
         if file and not Path(file).exists():
             raise UsageError(f"There is no certificate {file}.", "MLFLOW_TRACKING_..._CERT_PATH names it.")
     return tls
-
-
-def _plugins() -> tuple[Callable[[], Mapping[str, str]], ...]:
-    """MLflow's request header plugins, if MLflow is here; its own two say nothing that a server needs."""
-    points = [point for point in entry_points(group=HEADER_PLUGINS) if not point.value.startswith("mlflow.")]
-    if not points or find_spec("mlflow") is None:
-        return ()
-    return tuple(_asked(point.load()()) for point in points)
-
-
-def _asked(provider: object) -> Callable[[], Mapping[str, str]]:
-    def headers() -> Mapping[str, str]:
-        if not provider.in_context():  # type: ignore[attr-defined]  # MLflow's abstract class, not imported here
-            return {}
-        given: Mapping[str, str] = provider.request_headers()  # type: ignore[attr-defined]
-        return given
-
-    return headers

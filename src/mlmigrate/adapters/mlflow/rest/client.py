@@ -10,8 +10,12 @@ from __future__ import annotations
 import io
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import IO, Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -23,7 +27,20 @@ from urllib3.response import BaseHTTPResponse
 
 from mlmigrate.adapters.base import Again
 from mlmigrate.adapters.mlflow.rest.auth import Login
-from mlmigrate.adapters.mlflow.rest.wire import Problem, decode, encode
+from mlmigrate.adapters.mlflow.rest.managed import (
+    Cuts,
+    TooLong,
+    answered,
+    asked,
+    asked_path,
+    holds_none,
+    parent,
+    pieces,
+    rate_of,
+    too_long,
+    without_nulls,
+)
+from mlmigrate.adapters.mlflow.rest.wire import Anything, decode, encode
 from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused, Unavailable, UsageError
 
 T = TypeVar("T")
@@ -32,7 +49,12 @@ CHUNK = 1 << 20
 LARGEST_ANSWER = 256 << 20  # bytes of JSON; our own page sizes keep honest servers far below
 IN_MEMORY = 8 << 20
 BLOCK = 256 << 10  # how much of a file is sent at once
-_AWAY = (429, 500, 502, 503, 504)
+BUSY = 429
+_AWAY = (408, BUSY, 500, 502, 503, 504)
+_AWAY_CODES = ("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "TEMPORARILY_UNAVAILABLE", "ThrottlingException")
+PATIENCE = 10  # times that a service says it is busy, before that is an error
+LONGEST_WAIT = 120.0  # seconds
+LARGEST_ERROR = 1 << 20
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -74,39 +96,62 @@ def explain(error: Exception, where: str = "The MLflow server") -> MigrateError 
     return None
 
 
-def _explain_status(error: _Failure) -> MigrateError:
-    said = _said(error.body)
+def _explain_status(error: _Failure) -> MigrateError:  # noqa: PLR0911  # a table of answers
+    code, reason = said(error.body)
+    line = " ".join(reason.split())[:300]
+    told = f": {line}" if line else ""
     where = error.where
-    if error.status in _AWAY:
-        return Unavailable(f"{where} answered {error.status}{said}", after=_after(error.headers))
-    if error.status in (401, 403):
-        return Refused(f"{where} refused the credentials ({error.status}){said}", error.told)
+    if error.status in _AWAY or code in _AWAY_CODES:
+        return Unavailable(f"{where} answered {error.status}{told}", after=_after(error.headers))
+    if error.status in (401, 403) or code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        return Refused(f"{where} refused the credentials ({error.status}){told}", error.told)
     if 300 <= error.status < 400:  # noqa: PLR2004  # HTTP's redirects
         to = urlsplit(error.headers.get("Location", "")).netloc.rpartition("@")[2]
         return MigrateError(f"{where} answered {error.status}: MLflow is elsewhere ({to or 'not said where'}).",
                         "Redirects are not followed. If you trust that place, give its address.")  # fmt: skip
     if b"RESOURCE_ALREADY_EXISTS" in error.body or error.status == 409:  # noqa: PLR2004
-        return Conflict(f"{where}: it is there already{said}")
-    if error.status == 404:  # noqa: PLR2004
-        return NotFound(f"{where} has no such thing{said}")
-    return MigrateError(f"{where} refused a request ({error.status}){said}")
+        return Conflict(f"{where}: it is there already{told}")
+    if error.status == 404 or code == "RESOURCE_DOES_NOT_EXIST":  # noqa: PLR2004
+        return NotFound(f"{where} has no such thing{told}")
+    if error.status == 400 and (most := too_long(reason)):  # noqa: PLR2004
+        return TooLong(f"{where} refused a request (400): {reason[-300:]}", "", *most)
+    return MigrateError(f"{where} refused a request ({error.status}){told}")
 
 
-def _said(body: bytes) -> str:
-    """What the server gave as its reason, on one line and not without end."""
+def said(body: bytes) -> tuple[str, str]:
+    """(code, reason) that a server gave: MLflow's way, and those of gateways before it."""
     try:
-        message = decode(body, Problem).message
+        found = decode(body, dict[str, Any])
     except ValueError:
-        return ""
-    line = " ".join(message.split())
-    return f": {line[:300]}" if line else ""
+        return "", ""
+    inner = found.get("error")
+    if isinstance(inner, dict):
+        found = {**found, **inner}
+    elif isinstance(inner, str):
+        found.setdefault("message", inner)
+    code = next((found[name] for name in ("error_code", "code", "__type") if isinstance(found.get(name), str)), "")
+    names = ("message", "Message", "detail", "error_description", "title")
+    reason = next((found[name] for name in names if isinstance(found.get(name), str)), "")
+    return code, reason
 
 
 def _after(headers: Mapping[str, str]) -> float | None:
+    """What Retry-After says, in seconds or as a date."""
+    text = headers.get("Retry-After", "")
     try:
-        return max(0.0, float(headers.get("Retry-After", "")))
+        wait = float(text)
+    except ValueError:
+        return _until(text)
+    return max(0.0, wait) if wait == wait else None  # noqa: PLR0124  # NaN is not itself
+
+
+def _until(text: str) -> float | None:
+    try:
+        when = parsedate_to_datetime(text)
     except ValueError:
         return None
+    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def _acknowledge(connection: HTTPConnection) -> None:
@@ -148,8 +193,32 @@ def timeout_of(env: Mapping[str, str]) -> float:
         raise UsageError(f"MLFLOW_HTTP_REQUEST_TIMEOUT is {said!r}, which is no number of seconds.") from error
 
 
+class _Pace:
+    """When the next call may go: no more a second than the service takes, none before it asked us to come back."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+        self._not_before = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, group: str, rate: float | None, check: Callable[[], None]) -> None:
+        """Waits for this call's turn; `check` may end the wait with an error."""
+        with self._lock:
+            at = max(time.monotonic(), self._not_before, self._next.get(group, 0.0))
+            if rate is not None:
+                self._next[group] = at + 1 / rate
+        while (left := at - time.monotonic()) > 0:
+            time.sleep(min(left, 0.5))
+            check()
+
+    def hold(self, seconds: float) -> None:
+        """No call before that, from any thread."""
+        with self._lock:
+            self._not_before = max(self._not_before, time.monotonic() + min(seconds, LONGEST_WAIT))
+
+
 class Client:
-    """One server. Calls may come from several threads."""
+    """One server. Calls may come from several threads. `cuts` says which values turned out too long for it."""
 
     def __init__(self, login: Login, again: Again, timeout: float = 120.0, connections: int = 32) -> None:
         self.login = login
@@ -157,6 +226,9 @@ class Client:
         parts = urlsplit(login.base)
         self.origin = f"{parts.scheme}://{parts.netloc}"
         self._prefix = parts.path
+        self.cuts = Cuts()
+        self._pace = _Pace()
+        self._folders: set[str] = set()  # that are there for experiments
         self._timeout = urllib3.Timeout(connect=15.0, read=timeout)
         self._http = self._pool(parts.scheme, connections)
 
@@ -182,22 +254,40 @@ class Client:
 
     def post(self, path: str, kind: type[T], body: object) -> T:
         """Asks with a body, or writes what can be written twice; again while the server is away."""
-        return self.again.do(path, self.once, "POST", path, kind, None, body)
+        for piece in pieces(self.login.service, path, body):
+            answer = self.again.do(path, self.once, "POST", path, kind, None, piece)
+        return answer
 
     def patch(self, path: str, kind: type[T], body: object) -> T:
         """As `post`."""
         return self.again.do(path, self.once, "PATCH", path, kind, None, body)
 
     def once(self, method: str, path: str, kind: type[T], params: Params | None = None, body: object = None) -> T:
-        """One request, whatever comes of it."""
-        return self.decoded(path, self._whole(method, path, params, body), kind)
+        """One request, whatever comes of it. Values that turn out too long are cut, and go again: nothing was done."""
+        self._prepare(path, body)
+        for _ in range(3):  # params, then tags, then what is counted in bytes
+            fitted = self.cuts.fitted(path, body)
+            try:
+                return self.decoded(path, self._whole(method, path, params, fitted), kind)
+            except TooLong as error:
+                if not self.cuts.learn(path, fitted, error):
+                    raise
+        return self.decoded(path, self._whole(method, path, params, self.cuts.fitted(path, body)), kind)
+
+    def _prepare(self, path: str, body: object) -> None:
+        """The folder that an experiment is made in."""
+        folder = parent(self.login.service, path, body)
+        if folder and folder not in self._folders:
+            self.once("POST", "api/2.0/workspace/mkdirs", Anything, None, {"path": folder})
+            self._folders.add(folder)
 
     def measured(self, path: str, kind: type[T], body: object) -> tuple[T, int]:
         """As `post`, with the size of the answer."""
 
         def call() -> tuple[T, int]:
             data = self._whole("POST", path, None, body)
-            return self.decoded(path, data, kind), len(data)
+            found = answered(self.login.service, body, self.decoded(path, data, kind))
+            return cast("T", found), len(data)
 
         return self.again.do(path, call)
 
@@ -209,7 +299,7 @@ class Client:
     def spool(self, path: str, params: Params) -> IO[bytes]:
         """An answer of any length in a temporary file, at its start. One request, whatever comes of it."""
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # the caller closes it
-        with self._answer("GET", path, params, None, None) as response:
+        with self._answer("GET", path, asked(self.login.service, path, params), None, None) as response:
             while data := response.read(CHUNK):
                 file.write(data)
         file.seek(0)
@@ -242,7 +332,11 @@ class Client:
         return f"{self.login.base}/{path.lstrip('/')}"
 
     def _whole(self, method: str, path: str, params: Params | None, body: object) -> bytes:
-        data = None if body is None else encode(body)
+        service = self.login.service
+        if holds_none(service, path, params):
+            return b"{}"
+        params = None if params is None else asked(service, path, params)
+        data = None if body is None else encode(asked(service, path, body) if isinstance(body, dict) else body)
         headers = {"Content-Type": "application/json"} if data is not None else {}
         with self._answer(method, path, params, data, headers) as response:
             read = response.read(LARGEST_ANSWER + 1)
@@ -253,9 +347,19 @@ class Client:
     def decoded(self, path: str, data: bytes, kind: type[T]) -> T:
         """An answer as what was asked for. Raises Unavailable: what is not JSON is no MLflow server's."""
         try:
-            return decode(data, kind)
+            return self._decoded(data, kind)
         except ValueError as error:
             raise explain(_Torn(self.login.base, f"/{path.lstrip('/')}: {_look(data)}")) or error from error
+
+    def _decoded(self, data: bytes, kind: type[T]) -> T:
+        """Gateways may write fields that are empty as null, which MLflow's own servers leave out."""
+        if not self.login.service.name:
+            try:
+                return decode(data, kind)
+            except ValueError:
+                if b"null" not in data:
+                    raise
+        return decode(without_nulls(data) if b"null" in data else data, kind)
 
     @contextmanager
     def _answer(
@@ -268,10 +372,7 @@ class Client:
     ) -> Iterator[BaseHTTPResponse]:
         """A 2xx answer, open; the connection goes back to the pool only when it was read to its end."""
         try:
-            response = self._http.request(
-                method, self._url(path, params), body=body, headers=self._headers(headers or {}),
-                redirect=False, retries=False, timeout=self._timeout, preload_content=False, decode_content=False,
-            )  # fmt: skip
+            response = self._asked(method, path, params, body, headers)
             try:
                 self._check(response)
                 yield response
@@ -280,14 +381,61 @@ class Client:
         except (_Failure, HTTPError, ConnectionError, TimeoutError) as error:
             raise explain(error, self.login.base) or error from error
 
+    def _asked(
+        self,
+        method: str,
+        path: str,
+        params: Params | None,
+        body: Any,  # noqa: ANN401
+        headers: Mapping[str, str] | None,
+    ) -> BaseHTTPResponse:
+        """An answer of any status. A managed service that is too busy for us has done nothing, and is asked again."""
+        managed = self.login.service.name and (body is None or isinstance(body, bytes))
+        for n in range(PATIENCE if managed else 0):
+            response = self._request(method, path, params, body, headers)
+            if response.status != BUSY:
+                return response
+            self._pace.hold(min(2.0**n, 30.0) if (wait := _after(response.headers)) is None else wait)
+            response.drain_conn()
+            response.release_conn()
+        return self._request(method, path, params, body, headers)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        params: Params | None,
+        body: Any,  # noqa: ANN401
+        headers: Mapping[str, str] | None,
+    ) -> BaseHTTPResponse:
+        group, rate = rate_of(self.login.service, path) or ("", None)
+        self._pace.wait(group, rate, self._stopped)
+        url, sent = self._url(path, params), self._headers(headers or {})
+        if self.login.sign is not None:
+            url, sent, body = self.login.sign.sign(method, url, sent, body)
+        return self._http.request(
+            method, url, body=body, headers=sent,
+            redirect=False, retries=False, timeout=self._timeout, preload_content=False, decode_content=False,
+        )  # fmt: skip
+
+    def _stopped(self) -> None:
+        """Raises Stopped once somebody stops us."""
+        check = getattr(self.again, "check", None)
+        if check is not None:
+            check()
+
     def _check(self, response: BaseHTTPResponse) -> None:
-        if not 200 <= response.status < 300:  # noqa: PLR2004  # HTTP's successes
-            body = response.read(64 << 10)
-            raise _Failure(self.login.base, response.status, body, response.headers, self.login.told)
+        if 200 <= response.status < 300:  # noqa: PLR2004  # HTTP's successes
+            return
+        body = response.read(LARGEST_ERROR)
+        failure = _Failure(self.login.base, response.status, body, response.headers, self.login.told)
+        if response.status in (401, 403) and self.login.renew():
+            raise Unavailable(f"{self.login.base} takes the credentials no more: they are asked for again.", after=0.0)
+        raise failure
 
     def _url(self, path: str, params: Params | None) -> str:
         query = "?" + urlencode(params, doseq=True, quote_via=quote) if params else ""
-        return f"{self.origin}{self._prefix}/{path.lstrip('/')}{query}"
+        return f"{self.origin}{self._prefix}/{asked_path(self.login.service, path).lstrip('/')}{query}"
 
     def _headers(self, more: Mapping[str, str]) -> dict[str, str]:
         headers = {"User-Agent": "mlmigrate", "Accept-Encoding": "identity", **self.login.headers, **more}

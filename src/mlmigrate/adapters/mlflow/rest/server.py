@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from mlmigrate.adapters.base import Limits
 from mlmigrate.adapters.mlflow.rest.client import Client
+from mlmigrate.adapters.mlflow.rest.managed import PLAIN, Service
 from mlmigrate.adapters.mlflow.rest.wire import Experiments, ServerInfo
-from mlmigrate.errors import MigrateError, NotFound, Unavailable
+from mlmigrate.errors import MigrateError, NotFound, Refused, Unavailable
 
 _VERSION = re.compile(r"^(\d+)\.(\d+)")
 UNKNOWN = (1, 0)  # before /version was there: up to 2.1
-NEWEST = (99, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Server:
 
     version: tuple[int, int]
     store: str = ""
+    service: Service = PLAIN
 
     @property
     def distinct(self) -> bool:
@@ -36,7 +37,7 @@ class Server:
     def limits(self) -> Limits:
         """What it can hold, measured on servers of many versions."""
         version = self.version
-        return Limits(
+        plain = Limits(
             key_chars=r"/\w.\- :" if version >= (2, 16) else r"/\w.\- ",
             key_length=250,
             key_paths=True,
@@ -61,16 +62,19 @@ class Server:
             owned_artifacts=False,
             ids=False,
         )
+        from mlmigrate.adapters.mlflow.rest.holdings import with_holdings  # noqa: PLC0415  writers import this module
+
+        return self.service.narrowed(with_holdings(plain, version))
 
 
 def probe(client: Client) -> Server:
     """Who answers. Raises NotFound when it is no MLflow server, Refused when it does not let us in."""
-    if client.login.databricks:
-        client.post("api/2.0/mlflow/experiments/search", Experiments, {"max_results": 1})
-        return Server(NEWEST)
-    version = _version(client)
+    service = client.login.service
+    version = _version(client) if service.tells else UNKNOWN
+    if version == UNKNOWN and service.version is not None:
+        version = service.version
     _is_mlflow(client)
-    return Server(version, _store(client) if version >= (3, 9) else "")
+    return Server(version, _store(client) if service.tells and version >= (3, 9) else "", service)
 
 
 def _version(client: Client) -> tuple[int, int]:
@@ -78,6 +82,10 @@ def _version(client: Client) -> tuple[int, int]:
         found = _VERSION.match(client.text("version"))
     except NotFound:
         return UNKNOWN
+    except Refused:
+        if client.login.service.version is None:
+            raise
+        return UNKNOWN  # services let nobody in but to the paths of their interface
     return (int(found[1]), int(found[2])) if found else UNKNOWN
 
 

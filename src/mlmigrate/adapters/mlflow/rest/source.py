@@ -34,7 +34,7 @@ from mlmigrate.adapters.mlflow.rest.wire import (
     WireRun,
 )
 from mlmigrate.address import Address
-from mlmigrate.errors import BadData, NotFound
+from mlmigrate.errors import BadData, MigrateError, NotFound, Refused, Unavailable
 from mlmigrate.model import OURS, STATUSES, Artifact, Experiment, Loss, Record, Run, RunRef
 from mlmigrate.model import DatasetInput as Input
 
@@ -46,6 +46,7 @@ EXPERIMENTS_PER_SEARCH = 100
 IDS_PER_SEARCH = 100
 ORDER = ["attributes.start_time ASC", "attributes.run_id ASC"]
 SURPLUS_TAG = OURS + "surplus"  # a run that lost answers made twice; it is deleted, and nobody's
+BARREN = 1000  # pages in a row with nothing new
 ALIVE = ("RUNNING", "SCHEDULED")
 
 
@@ -241,6 +242,8 @@ def all_experiments(client: Client) -> list[ExperimentInfo]:
 def _searched_experiments(client: Client) -> Iterator[ExperimentInfo]:
     body: dict[str, object] = {"view_type": "ALL", "max_results": 1000, "order_by": ["creation_time ASC"]}
     seen: set[str] = set()
+    tokens: set[str] = set()
+    barren = 0
     while True:
         page = client.post(f"{API}/experiments/search", Experiments, body)
         fresh = [one for one in page.experiments if one.experiment_id not in seen]
@@ -248,27 +251,66 @@ def _searched_experiments(client: Client) -> Iterator[ExperimentInfo]:
         yield from fresh
         if not page.next_page_token:
             return
-        if not fresh:
+        barren = 0 if fresh else barren + 1  # services give empty pages, and go on
+        if page.next_page_token in tokens or barren > BARREN:
             raise BadData("The server goes round in circles over its experiments.")
+        tokens.add(page.next_page_token)
         body["page_token"] = page.next_page_token
 
 
 def run_pages(client: Client, experiments: Sequence[str], filter_text: str = "") -> Iterator[Sequence[WireRun]]:
-    """All runs of some experiments, page by page; a page's length suits the size of the runs."""
+    """All runs of some experiments, page by page; a page's length suits the size of the runs.
+
+    Tokens of managed services may run out: then the listing begins anew, and each run still comes once.
+    """
+    if not client.login.service.steady:
+        yield from _run_pages(client, experiments, filter_text)
+        return
+    seen: set[str] = set()
+    for again in (True, True, False):
+        try:
+            for runs in _run_pages(client, experiments, filter_text):
+                yield [run for run in runs if run.id not in seen]
+                seen.update(run.id for run in runs)
+        except _TokenRefused as error:
+            if not again:
+                raise error.why from error
+        else:
+            return
+
+
+class _TokenRefused(Exception):
+    """The server does not know the token of a page that it gave."""
+
+    def __init__(self, why: MigrateError) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def _run_pages(client: Client, experiments: Sequence[str], filter_text: str) -> Iterator[Sequence[WireRun]]:
     body: dict[str, object] = {"experiment_ids": experiments, "run_view_type": "ALL", "order_by": ORDER}
     body |= {"max_results": FIRST_PAGE} | ({"filter": filter_text} if filter_text else {})
     tokens: set[str] = set()
+    barren = 0
     while True:
-        page, size = client.measured(f"{API}/runs/search", Runs, body)
+        try:
+            page, size = client.measured(f"{API}/runs/search", Runs, body)
+        except (NotFound, Refused, Unavailable):
+            raise
+        except MigrateError as error:
+            if not (tokens and client.login.service.steady):
+                raise
+            raise _TokenRefused(error) from error
         yield page.runs
         token = page.next_page_token
         if not token:
             return
-        if token in tokens:
+        barren = 0 if page.runs or filter_text else barren + 1
+        if token in tokens or barren > BARREN:
             raise BadData("The server goes round in circles over its runs.")
         tokens.add(token)
         body["page_token"] = token
-        if not client.login.databricks:  # whose tokens may belong to one length of page
+        if not client.login.service.steady:  # whose tokens may belong to one length of page
             fitting = PAGE_BYTES * max(len(page.runs), 1) // max(size, 1)
             body["max_results"] = max(10, min(LARGEST_PAGE, fitting))
 
