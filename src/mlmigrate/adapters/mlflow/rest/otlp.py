@@ -1,4 +1,4 @@
-"""Spans as OpenTelemetry's protocol carries them: MLflow's JSON of a span in, protobuf out. Pure.
+r"""Spans as OpenTelemetry's protocol carries them: MLflow's JSON of a span in, protobuf out. Pure.
 
     {"trace_id": "GKDz...", "span_id": "...", "attributes": {"k": "\"v\""}, ...}  ->  ExportTraceServiceRequest
 
@@ -79,8 +79,9 @@ def _v3(body: Mapping[str, Any]) -> Span | None:
     parent = _span_id(body["parent_span_id"]) if body.get("parent_span_id") else ""
     if trace is None or span is None or parent is None:
         return None
+    start, end = int(body["start_time_unix_nano"]), _time(body.get("end_time_unix_nano"))
     return Span(
-        trace, span, parent, str(body["name"]), int(body["start_time_unix_nano"]), _time(body.get("end_time_unix_nano")),
+        trace, span, parent, str(body["name"]), start, end,
         CODES.get(status.get("code") or "", 0), status.get("message") or "", body.get("attributes") or {},
         tuple(_event(event, "time_unix_nano") for event in body.get("events") or ()),
         tuple(filter(None, map(_link, body.get("links") or ()))),
@@ -88,7 +89,7 @@ def _v3(body: Mapping[str, Any]) -> Span | None:
 
 
 def _v2(body: Mapping[str, Any]) -> Span | None:
-    """As MLflow 2 wrote it, ids as "0x...". """
+    """As MLflow 2 wrote it, ids as "0x..."."""
     context = body["context"]
     trace, span = _padded(context["trace_id"], 32), _padded(context["span_id"], 16)
     parent = _padded(body["parent_id"], 16) if body.get("parent_id") else ""
@@ -121,7 +122,7 @@ def _padded(text: str, length: int) -> str | None:
 
 
 def _time(value: object) -> int | None:
-    return int(value) if value else None  # type: ignore[call-overload,no-any-return]
+    return int(value) if value else None  # type: ignore[call-overload]
 
 
 def _event(body: Mapping[str, Any], time: str) -> Event:
@@ -196,7 +197,9 @@ def encoded(span: Span) -> bytes:
     values = {key: _meant(value) for key, value in span.attributes.items()}
     parts += _attributes(9, values)
     for event in span.events:
-        parts.append(_message(11, _fixed(1, event.time) + _message(2, _utf8(event.name)) + _joined(3, event.attributes)))
+        parts.append(
+            _message(11, _fixed(1, event.time) + _message(2, _utf8(event.name)) + _joined(3, event.attributes))
+        )
     for link in span.links:
         ids = _message(1, bytes.fromhex(link.trace)) + _message(2, bytes.fromhex(link.span))
         parts.append(_message(13, ids + _joined(4, link.attributes)))

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from mlmigrate.adapters.mlflow.objects import Row, Tree, pairs
+from mlmigrate.adapters.mlflow.objects import Row, Tree, pairs, rows_of
 from mlmigrate.adapters.mlflow.rest import otlp
 
+DATABASE_SPANS = (3, 4)  # since then a server takes spans into its database
+FINALIZES = (3, 10)  # since about then it notes that a trace was written whole
 LOCATION = "mlflow.artifactLocation"
 SPANS_LOCATION = "mlflow.trace.spansLocation"
 IN_DATABASE = "TRACKING_STORE"
@@ -44,7 +46,7 @@ def tags_of(tree: Tree) -> dict[str, str]:
 def metadata_of(tree: Tree) -> dict[str, str]:
     """Its metadata; what newer databases keep in columns is said as it was said before."""
     row = root(tree)
-    metadata = {key: value for key, value in pairs(tree.get("trace_request_metadata", ())).items() if key != FINALIZED}
+    metadata = pairs(tree.get("trace_request_metadata", ()))
     if row.get("session_id") is not None:
         metadata[SESSION] = row["session_id"]
     for key, columns in ((USAGE, TOKENS), (COST, COSTS)):
@@ -103,7 +105,9 @@ def assessment_body(row: Row) -> dict[str, Any]:
             body[key] = row[key]
     if row.get("assessment_metadata"):
         metadata = json.loads(row["assessment_metadata"])
-        body["metadata"] = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+        body["metadata"] = {
+            key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()
+        }
     return body
 
 
@@ -112,9 +116,7 @@ def _judgement(row: Row) -> dict[str, Any]:
     if row["assessment_type"] == "issue":
         return {"issue_name": value.get("issue_name") or ""}
     if row["assessment_type"] == "expectation":
-        if isinstance(value, dict | list):
-            return {"serialized_value": {"serialization_format": "JSON_FORMAT", "value": row["value"]}}
-        return {"value": _plain(value)}
+        return {"serialized_value": {"serialization_format": "JSON_FORMAT", "value": row["value"]}}
     feedback: dict[str, Any] = {"value": _plain(value)}
     if row.get("error"):
         error = json.loads(row["error"])
@@ -147,6 +149,12 @@ def still_invalid(tree: Tree) -> list[Row]:
     return [row for row in rows if row.get("valid") is False and row["assessment_id"] not in overridden]
 
 
+def changed_values(tree: Tree) -> list[Row]:
+    """The feedback whose value does not survive: whole numbers beyond 2^53, and NaN."""
+    rows = (row for row in tree.get("assessments", ()) if row["assessment_type"] == "feedback")
+    return [row for row in rows if value_there(row) != json.loads(row["value"])]
+
+
 def spans_of(tree: Tree) -> list[otlp.Span] | None:
     """Its spans as OpenTelemetry carries them; None where they cannot go that way under the trace's id."""
     id_ = root(tree)["request_id"]
@@ -169,3 +177,125 @@ def spans_file(tree: Tree) -> bytes | None:
         if metadata.get(key)
     )
     return ('{"spans": [' + ", ".join(contents) + "]" + ends + "}").encode()
+
+
+def as_there(tree: Tree, version: tuple[int, int], artifacts: str) -> Tree:
+    """The rows, named as they are here, as a server of this version has them once they are written.
+
+    `artifacts` is where the experiment keeps its artifacts there.
+    """
+    rows = {table: [dict(row) for row in some] for table, some in tree.items()}
+    info = rows["trace_info"][0]
+    tags = tags_of(tree)
+    name = tags.pop(NAME, None)
+    if name is not None:
+        info["trace_name"] = name
+    tags[LOCATION] = f"{artifacts.rstrip('/')}/traces/{info['request_id']}/artifacts"
+    spans = spans_of(tree) if version >= DATABASE_SPANS else None
+    if spans:
+        tags[SPANS_LOCATION] = IN_DATABASE
+        for row, span in zip(rows["spans"], spans, strict=True):
+            row["content"] = otlp.content_there(span)
+    else:
+        rows.pop("spans", None)
+    metadata = pairs(rows.get("trace_request_metadata", ()))
+    metadata |= {FINALIZED: "true"} if version >= FINALIZES else {}
+    _promote(metadata, info)
+    for row in rows.get("assessments", ()):
+        _assessment_there(row)
+    for table, values in (("trace_tags", tags), ("trace_request_metadata", metadata)):
+        rows[table] = rows_of(values, request_id=info["request_id"])
+    return rows
+
+
+def _promote(metadata: dict[str, str], info: Row) -> None:
+    """Session, tokens and costs are columns now."""
+    if (session := metadata.pop(SESSION, None)) is not None:
+        info["session_id"] = session
+    for key, columns in ((USAGE, TOKENS), (COST, COSTS)):
+        text = metadata.pop(key, None)
+        numbers = _object(text)
+        info |= {column: numbers[column] for column in columns if isinstance(numbers.get(column), int | float)}
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _assessment_there(row: Row) -> None:
+    if row["assessment_type"] == "feedback":
+        row["value"] = json.dumps(value_there(row), sort_keys=True)
+    if row.get("assessment_metadata"):
+        row["assessment_metadata"] = json.dumps(json.loads(row["assessment_metadata"]), sort_keys=True)
+
+
+def value_there(row: Row) -> object:
+    """The value of feedback once it was carried: protobuf knows only floats."""
+    return _floats(_plain(json.loads(row["value"])))
+
+
+def _floats(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _floats(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_floats(one) for one in value]
+    return value if isinstance(value, bool) or not isinstance(value, int) else float(value)
+
+
+def old_span(span: otlp.Span, id: str) -> dict[str, Any]:
+    """A span as MLflow 2 wrote it, of the trace that is called `id` there."""
+    return {
+        "name": span.name,
+        "context": {"span_id": f"0x{span.id}", "trace_id": f"0x{span.trace}"},
+        "parent_id": f"0x{span.parent}" if span.parent else None,
+        "start_time": span.start,
+        "end_time": span.end,
+        "status_code": {0: "UNSET", 1: "OK", 2: "ERROR"}[span.code],
+        "status_message": span.message,
+        "attributes": {**span.attributes, otlp.REQUEST_ID: json.dumps(id)},
+        "events": [
+            {"name": event.name, "timestamp": event.time, "attributes": event.attributes} for event in span.events
+        ],
+    }
+
+
+def old_file(data: bytes, id: str) -> bytes:
+    """A file traces.json as MLflow 2 reads it. Raises ValueError where it is none."""
+    body = json.loads(data)
+    if not isinstance(body, dict) or not isinstance(body.get("spans"), list):
+        raise ValueError("no file of spans")  # noqa: TRY004  # as for what is no JSON
+    spans = [otlp.span_of(json.dumps(span)) for span in body["spans"]]
+    body["spans"] = [old_span(span, id) for span in spans if span is not None]
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+def old_trace_body(tree: Tree, experiment: str, tags: Mapping[str, str]) -> dict[str, Any]:
+    """The trace as the call that starts one takes it (MLflow 2)."""
+    return {
+        "experiment_id": experiment,
+        "timestamp_ms": root(tree)["timestamp_ms"],
+        "request_metadata": _old_pairs(metadata_of(tree)),
+        "tags": _old_pairs(tags),
+    }
+
+
+def old_end(tree: Tree) -> dict[str, Any] | None:
+    """What ends it; None for one that is under way."""
+    row = root(tree)
+    if row.get("execution_time_ms") is None:
+        return None
+    status = row["status"] if row["status"] in STATES else "TRACE_STATUS_UNSPECIFIED"
+    return {
+        "timestamp_ms": row["timestamp_ms"] + row["execution_time_ms"],
+        "status": status,
+        "request_metadata": [],
+        "tags": [],
+    }
+
+
+def _old_pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items()]

@@ -16,18 +16,19 @@ import io
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 import msgspec
 
+from mlmigrate.adapters.base import Change, Holding
 from mlmigrate.adapters.mlflow.objects import Row, Tree, tree_of
 from mlmigrate.adapters.mlflow.rest import otlp
 from mlmigrate.adapters.mlflow.rest import trace_bodies as bodies
-from mlmigrate.adapters.mlflow.rest.uploads import Uploads
 from mlmigrate.adapters.mlflow.rest.wire import Anything
+from mlmigrate.adapters.mlflow.rest.write_old_traces import OldTraceWriter
 from mlmigrate.errors import MigrateError, NotFound, Unavailable
 from mlmigrate.model import STAMP_TAG, Artifact, Record
 
@@ -42,6 +43,40 @@ SPANS = 1000
 BYTES = 4 << 20  # of spans in one request
 FILE = "traces.json"
 ELSEWHERE = "the server has a trace of this id in another experiment, and holds each id once"
+KIND = "mlflow.trace"
+ITS_OWN = "the server makes it again"
+DERIVED = (
+    Change("trace_info.db_payload_generation", "the server counts for itself", lost=False),
+    Change("trace_metrics", ITS_OWN, lost=False),
+    Change("span_metrics", ITS_OWN, lost=False),
+    *(
+        Change(f"spans.{column}", ITS_OWN, lost=False)
+        for column in ("duration_ns", "input_cost", "output_cost", "total_cost", "model_name", "model_provider")
+    ),
+    *(
+        Change(f"assessments.{column}", ITS_OWN, lost=False)
+        for column in ("experiment_id", "trace_timestamp_ms", "aggregate_value", "is_numeric_value")
+    ),
+    Change("entity_associations.association_id", "links have new ids", lost=False),
+    Change("entity_associations.created_time", "the server sets its own"),
+)
+
+
+def holdings(version: tuple[int, int]) -> tuple[Holding, ...]:
+    """How a server of this version holds traces."""
+    shown = ".".join(map(str, version))
+    if version < (2, 14):
+        return (Holding(KIND, "lost", f"MLflow {shown} knows no traces"),)
+    changes = list(DERIVED)
+    if version < (3, 3):
+        changes.append(Change("entity_associations", f"MLflow {shown} links no traces to runs"))
+    if version < (3, 2):
+        changes.append(Change("assessments", f"MLflow {shown} keeps no assessments"))
+    if version < (3, 0):
+        because = f"MLflow {shown} has no place for it"
+        columns = ("client_request_id", "request_preview", "response_preview")
+        changes += [Change(f"trace_info.{column}", because) for column in columns]
+    return (Holding(KIND, "mapped", changes=tuple(changes)),)
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -123,13 +158,44 @@ class Waiting:
 
 
 class TraceWriter:
-    """Writes the traces of one pack."""
+    """Writes the traces of one pack, to a server of any version that knows them."""
 
-    kinds = ("mlflow.trace",)
+    kinds = (KIND,)
     owner = OWNER
+    raw = True
 
-    def __init__(self, frame: Frame, uploads: Uploads) -> None:
-        self._frame, self._client, self._uploads = frame, frame.client, uploads
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+        old = frame.server.version < (3, 0)
+        self._writer: OldTraceWriter | NewTraceWriter = OldTraceWriter(frame) if old else NewTraceWriter(frame)
+
+    def keep(self, record: Record) -> None:
+        """Takes a trace; links to runs that were not carried are left out."""
+        tree = tree_of(record)
+        runs = self._frame.known.ids["run"]
+        links = tree.get("entity_associations", [])
+        tree["entity_associations"] = [row for row in links if row["destination_id"] in runs]
+        if len(tree["entity_associations"]) < len(links):
+            self._frame.lose(f"{KIND} {record.id!r}: links to runs", "those runs were not carried", record.owner)
+        if not tree["entity_associations"]:
+            del tree["entity_associations"]
+        here = replace(record, body=msgspec.json.encode(tree).decode())
+        self._writer.keep(self._frame.references.record(here))
+
+    def put(self, artifact: Artifact) -> None:
+        """Sends a file of a trace, after all traces are there."""
+        self._writer.put(artifact)
+
+    def commit(self) -> None:
+        """Everything is there when this comes back."""
+        self._writer.commit()
+
+
+class NewTraceWriter:
+    """Writes the traces of one pack to a server of MLflow 3."""
+
+    def __init__(self, frame: Frame) -> None:
+        self._frame, self._client, self._uploads = frame, frame.client, frame.uploads
         self._batch: list[Draft] = []
         self._waiting: dict[str, Waiting] = {}
         self._lock = threading.Lock()
@@ -139,7 +205,7 @@ class TraceWriter:
     def keep(self, record: Record) -> None:
         """Takes a trace; it is written together with others."""
         tree = tree_of(record)
-        experiment, _ = self._frame.home(record.owner)
+        experiment = self._frame.home(record.owner)
         stamp = hashlib.blake2b(record.body.encode(), digest_size=16).hexdigest()
         spans = bodies.spans_of(tree) if self._frame.server.version >= (3, 4) else None
         self._batch.append(Draft(tree, record.owner, experiment, stamp, spans))
@@ -253,8 +319,10 @@ class TraceWriter:
         return self._client.again.do(f"trace {draft.id}", attempt)
 
     def _override(self, draft: Draft, row: Row) -> None:
-        """An assessment that invalidates another one. One that is there is deleted first: it did so before
-        the trace was written again, and that made all valid."""
+        """An assessment that invalidates another one.
+
+        One that is there is deleted first: it did so before the trace was written again, which made all valid.
+        """
         path = f"{API}/{quote(draft.id, safe='')}/assessments"
         tries = count()
 
@@ -299,7 +367,7 @@ class TraceWriter:
         self._flush()
         self._frame.settle()
 
-    def close(self) -> None:
+    def commit(self) -> None:
         """Stamps the traces that waited for files."""
         self.settle()
         for id_, waiting in self._waiting.items():
@@ -321,7 +389,11 @@ class TraceWriter:
 
     def _tell_lost(self, draft: Draft) -> None:
         for row in bodies.still_invalid(draft.tree):
-            self._lose(draft, f"assessment {row['name']!r}", "it is not valid, and is valid again: nothing overrides it")
+            self._lose(
+                draft, f"assessment {row['name']!r}", "it is not valid, and is valid again: nothing overrides it"
+            )
+        for row in bodies.changed_values(draft.tree):
+            self._lose(draft, f"assessment {row['name']!r}", "numbers in its value became floats, NaN became text")
 
     def _lose(self, draft: Draft, what: str, because: str) -> None:
         self._frame.lose(f"mlflow.trace {draft.id!r}: {what}", because, draft.source_experiment)
