@@ -213,6 +213,10 @@ def _apply(change: Change, rows: dict[str, list[dict[str, object]]], changed: Co
         if column not in row or (change.only and row[column] not in change.only):
             continue
         before = row[column]
+        if change.kept:
+            if change.lost and before is not None:
+                changed[f"values of {change.part}", change.because] += 1
+            continue
         if change.becomes == LEFT_OUT:
             del row[column]
         else:

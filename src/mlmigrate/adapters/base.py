@@ -97,6 +97,7 @@ class Change:
     only     the values that are changed; () for all of them
     unless   values that are the target's own default: changed too, but nothing is lost
     lost     False where the target makes the part again from others: changed, and nothing is lost
+    kept     the writer is given it all the same, to know the thing by; Names leave it out
     """
 
     part: str
@@ -105,6 +106,7 @@ class Change:
     only: tuple[str | int | float | bool | None, ...] = ()
     unless: tuple[str | int | float | bool | None, ...] = ()
     lost: bool = True
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
