@@ -16,6 +16,15 @@ RUN = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
 
 
+def rows(records):
+    """The rows of all records, by table."""
+    found = {}
+    for record in records:
+        for table, some in json.loads(record.body).items():
+            found.setdefault(table, []).extend(some)
+    return found
+
+
 def told(losses, text=""):
     return [f"{loss.what}: {loss.because}" for loss in losses if text in f"{loss.what}: {loss.because}"]
 
@@ -429,75 +438,31 @@ class TestInputsAndRecords:
         )
         assert (seen.records, seen.losses, len(seen.refs)) == ([], [], 1)
 
-    def test_a_dataset_that_no_run_read_is_a_record(self, store):
+    def test_a_dataset_that_no_run_read_is_a_row_of_its_own(self, store):
         self.dataset(store)
         store.run()
-        (record,) = store.look().records
-        assert (record.kind, record.owner, json.loads(record.body)["meta"]["name"]) == (
-            "mlflow.file.dataset",
-            "1",
-            "d1",
-        )
+        seen = store.look()
+        assert [(record.kind, record.id, record.owner) for record in seen.records] == [
+            ("mlflow.dataset", "1/d1/abc", "1")
+        ]
+        assert rows(seen.records) == {
+            "datasets": [
+                {
+                    "experiment_id": 1,
+                    "name": "d1",
+                    "digest": "abc",
+                    "dataset_source_type": "code",
+                    "dataset_source": "{}",
+                    "dataset_schema": None,
+                    "dataset_profile": None,
+                }
+            ]
+        }
+        assert [ref.id for ref in seen.refs if ref.kind == "records"] == ["@datasets/1"]
 
     def test_an_input_without_its_dataset_is_a_loss(self, store):
         store.run(files={"inputs/x/meta.yaml": "source_id: ../..\nsource_type: DATASET\ntags: {}\n"})
         assert told(store.look().losses) == ["input ../..: the experiment holds no such dataset"]
-
-    def test_models_that_a_run_read_and_made_are_its_records(self, store):
-        store.run(
-            files={
-                "inputs/x/meta.yaml": "source_id: m-1\nsource_type: MODEL\ntags: {}\n",
-                "outputs/m-2/meta.yaml": "destination_id: m-2\nstep: 3\n",
-            }
-        )
-        found = [(record.kind, record.id, record.owner) for record in store.look().runs[RUN].records]
-        assert found == [("mlflow.file.model_input", "m-1", RUN), ("mlflow.file.model_output", "m-2", RUN)]
-
-    def test_the_registry_is_kept_whole(self, store):
-        store.put("models/net/meta.yaml", "name: net\ndescription: null\n")
-        store.put("models/net/tags/mlflow.prompt.is_prompt", "true")
-        store.put("models/net/aliases/best", "2")
-        store.put("models/net/version-2/meta.yaml", "name: net\nversion: 2\n")
-        store.put("models/net/version-2/tags/t", "x\n")
-        seen = store.look()
-        assert [(record.kind, record.id) for record in seen.records] == [
-            ("mlflow.file.registered_model", "net"),
-            ("mlflow.file.model_version", "net/2"),
-        ]
-        model, version = (json.loads(record.body) for record in seen.records)
-        assert model["meta"] == {"name": "net", "description": None}
-        assert model["files"] == {
-            "meta.yaml": "name: net\ndescription: null\n",
-            "tags/mlflow.prompt.is_prompt": "true",
-            "aliases/best": "2",
-        }
-        assert version["files"]["tags/t"] == "x\n"
-        (ref,) = seen.refs
-        assert (ref.kind, ref.id, ref.experiment, ref.origin.startswith("mlflow:@registry:")) == (
-            "records",
-            "@registry",
-            "",
-            True,
-        )
-
-    def test_logged_models_and_traces_are_kept_with_their_files(self, store):
-        store.put("1/models/m-1/meta.yaml", "model_id: m-1\nartifact_location: file:///elsewhere\n")
-        store.put("1/models/m-1/metrics/acc", "1 0.9 0 run\n")
-        store.put("1/models/m-1/artifacts/data/model.bin", b"\0\xff")
-        store.put("1/traces/tr-1/trace_info.yaml", "request_id: tr-1\nstatus: OK\n")
-        store.put("1/traces/tr-1/request_metadata/k", b"\xff")
-        store.put("1/traces/tr-1/artifacts/traces.json", "{}")
-        seen = store.look()
-        assert [(record.kind, record.id, record.owner) for record in seen.records] == [
-            ("mlflow.file.logged_model", "m-1", "1"),
-            ("mlflow.file.trace", "tr-1", "1"),
-        ]
-        model, trace = (json.loads(record.body) for record in seen.records)
-        assert model["files"]["metrics/acc"] == "1 0.9 0 run\n"
-        assert (list(trace["files"]), trace["bytes"]) == (["trace_info.yaml"], {"request_metadata/k": "/w=="})
-        assert seen.artifacts == {("@model/m-1", "data/model.bin"): b"\0\xff", ("@trace/tr-1", "traces.json"): b"{}"}
-        assert [ref.id for ref in seen.refs] == ["@models/1", "@traces/1"]
-        assert [ref.size for ref in seen.refs] != [0, 0]
 
     def test_the_origin_of_records_tells_stores_apart_and_stays(self, store, new_store):
         store.put("models/net/meta.yaml", "name: net\n")

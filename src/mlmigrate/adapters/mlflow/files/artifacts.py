@@ -88,6 +88,13 @@ class Whereabouts:
             return f"{shown} lies outside the store: allow that folder to carry them"
         return f"a model was logged, and its files are not here ({shown})" if logged_model else ""
 
+    def missing(self, beside: str, uri: str) -> str:
+        """Why the files of a model or a trace were not found; "" when it never had any."""
+        path = local_path(uri)
+        if path and os.path.realpath(path) == os.path.realpath(os.path.join(beside, FOLDER)):
+            return ""  # the store lies where it was written, and nothing was
+        return f"its files are not here ({disk.shown(hide_secrets(uri)) or 'no URI'})"
+
 
 def _proxied(uri: str) -> list[str]:
     """The parts of a path behind mlflow-artifacts:, when it is a clean one."""

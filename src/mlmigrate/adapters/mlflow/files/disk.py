@@ -11,6 +11,7 @@ read(path, most)       all bytes of a small file
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -176,6 +177,11 @@ def open_file(path: str) -> AbstractContextManager[BinaryIO]:
 def text(data: bytes) -> str:
     """The text of a file, exactly; bytes that are no UTF-8 as lone surrogates."""
     return data.decode("utf-8", "surrogateescape")
+
+
+def digest(text: str, size: int = 16) -> str:
+    """A number that stands for a text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 
 
 def shown(name: str) -> str:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlmigrate.adapters.mlflow.files import disk, meta, records, runs
+from mlmigrate.adapters.mlflow.files import disk, meta, runs
 from mlmigrate.adapters.mlflow.files.runs import META
 from mlmigrate.errors import BadData
 from mlmigrate.model import OURS, Experiment, Loss
@@ -121,7 +121,7 @@ def is_store(folder: str, *, loosely: bool = False) -> bool:
 def identity(found: Iterable[Home]) -> str:
     """What tells one store from another, for things that have no id of their own: its oldest experiment."""
     marks = [(meta.time(home.found.meta.get("creation_time")) or 0, home.id, home.artifacts) for home in found]
-    return records.digest(repr(min(marks, default=())), 8)
+    return disk.digest(repr(min(marks, default=())), 8)
 
 
 def experiment(home: Home, oddities: list[Loss]) -> Experiment:

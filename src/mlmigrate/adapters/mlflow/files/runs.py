@@ -3,8 +3,8 @@
 <experiment>/<run id>/meta.yaml
                       params/<key>  tags/<key>      one file a value, its whole text
                       metrics/<key>                 one line a point
-                      inputs/<id>/meta.yaml         datasets (in <experiment>/datasets) and models
-                      outputs/<model id>/meta.yaml
+                      inputs/<id>/meta.yaml         datasets (in <experiment>/datasets) and links to models
+                      outputs/<model id>/meta.yaml  links to models; a model's own object carries them
                       artifacts/...
 """
 
@@ -14,18 +14,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from mlmigrate.adapters.mlflow.files import disk, meta
 from mlmigrate.adapters.mlflow.files.artifacts import FOLDER, Whereabouts
 from mlmigrate.adapters.mlflow.files.meta import Meta
 from mlmigrate.adapters.mlflow.files.points import MetricFile
+from mlmigrate.adapters.mlflow.objects import Row
 from mlmigrate.errors import BadData
-from mlmigrate.model import OURS, PARENT_TAG, STATUSES, DatasetInput, Loss, Record, Run, RunRef
+from mlmigrate.model import OURS, PARENT_TAG, STATUSES, DatasetInput, Loss, Run, RunRef
+
+if TYPE_CHECKING:
+    from mlmigrate.adapters.mlflow.files.links import Links
 
 META = "meta.yaml"
 NAME_TAG = "mlflow.runName"
@@ -44,6 +48,37 @@ _KNOWN = frozenset(
     )
 )
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A run that made ("outputs") or read ("inputs") a logged model."""
+
+    run: str
+    model: str
+    part: str
+    step: int = 0
+
+    @property
+    def row(self) -> Row:
+        """The link as the table `inputs` holds it."""
+        word = "OUTPUT" if self.part == "outputs" else "INPUT"
+        return {
+            "source_type": f"RUN_{word}",
+            "source_id": self.run,
+            "destination_type": f"MODEL_{word}",
+            "destination_id": self.model,
+            "step": self.step,
+        }
+
+
+def link_of(run: str, part: str, name: str, said: Meta) -> Link | None:
+    """What the meta.yaml in the folder `name` says; None for a dataset."""
+    if part == "outputs":
+        step = meta.time(said.get("step")) or 0
+        return Link(run, escaped(meta.word(said.get("destination_id")) or name), part, step)
+    source = meta.word(said.get("source_id"))
+    return Link(run, escaped(source), part) if source and said.get("source_type") == "MODEL" else None
 
 
 def origin(run: str) -> str:
@@ -179,8 +214,8 @@ class Opened:
 class Opener:
     """Reads runs; keeps the datasets that it met, for most runs of an experiment share them."""
 
-    def __init__(self, whereabouts: Whereabouts, losses: list[Loss]) -> None:
-        self._whereabouts, self._losses = whereabouts, losses
+    def __init__(self, whereabouts: Whereabouts, links: Links, losses: list[Loss]) -> None:
+        self._whereabouts, self._links, self._losses = whereabouts, links, losses
         self._datasets: dict[str, Meta] = {}
 
     def open(self, folder: str, wanted: RunRef) -> Opened:
@@ -190,8 +225,9 @@ class Opener:
         parts = self._parts(folder, wanted)
         params = self._values(parts, "params", wanted)
         tags = _inline_tags(found.meta) | self._values(parts, "tags", wanted)
-        inputs, records = self._inputs(folder, wanted) if "inputs" in parts else ([], [])
-        outputs = self._outputs(folder, wanted) if "outputs" in parts else ()
+        inputs = self._inputs(folder, wanted) if "inputs" in parts else []
+        if "outputs" in parts:
+            self._outputs(folder, wanted)
         run = replace(
             _described(found.meta),
             id=wanted.id,
@@ -202,7 +238,6 @@ class Opener:
             params=params,
             tags={key: value for key, value in tags.items() if not key.startswith(OURS)},
             inputs=tuple(inputs),
-            records=(*records, *outputs),
         )
         return Opened(run, tuple(self._metrics(parts, wanted)), self._artifacts(folder, wanted, run))
 
@@ -270,20 +305,21 @@ class Opener:
                 self._lose(wanted, "artifacts", absence)
         return place
 
-    def _inputs(self, folder: str, wanted: RunRef) -> tuple[list[DatasetInput], list[Record]]:
-        inputs, records = [], []
+    def _inputs(self, folder: str, wanted: RunRef) -> list[DatasetInput]:
+        inputs = []
         for entry in disk.folders(os.path.join(folder, "inputs")):
             found = meta.load(os.path.join(entry.path, META))
-            kind, source = meta.word(found.meta.get("source_type")), meta.word(found.meta.get("source_id"))
+            source = meta.word(found.meta.get("source_id"))
+            link = link_of(wanted.id, "inputs", entry.name, found.meta)
             if found.flaw or not source:
                 self._lose(wanted, f"input {disk.shown(entry.name)}", found.flaw or "names no source")
-            elif kind == "MODEL":
-                records.append(_record("mlflow.file.model_input", source, wanted.id, found.meta))
+            elif link is not None:
+                self._check(link, found.meta, wanted)
             elif dataset := self._dataset(os.path.dirname(folder), source):
                 inputs.append(_input(dataset, found.meta))
             else:
                 self._lose(wanted, f"input {disk.shown(source)}", "the experiment holds no such dataset")
-        return inputs, records
+        return inputs
 
     def _dataset(self, experiment: str, id: str) -> Meta:
         path = os.path.join(experiment, "datasets", id, META)
@@ -291,13 +327,22 @@ class Opener:
             self._datasets[path] = meta.load(path).meta
         return self._datasets.get(path, {})
 
-    def _outputs(self, folder: str, wanted: RunRef) -> Iterator[Record]:
+    def _outputs(self, folder: str, wanted: RunRef) -> None:
         for entry in disk.folders(os.path.join(folder, "outputs")):
             found = meta.load(os.path.join(entry.path, META))
-            if found.flaw:
-                self._lose(wanted, f"output {disk.shown(entry.name)}", found.flaw)
+            link = link_of(wanted.id, "outputs", entry.name, found.meta)
+            if found.flaw or link is None:
+                self._lose(wanted, f"output {disk.shown(entry.name)}", found.flaw or "names no model")
             else:
-                yield _record("mlflow.file.model_output", escaped(entry.name), wanted.id, found.meta)
+                self._check(link, found.meta, wanted)
+
+    def _check(self, link: Link, said: Meta, wanted: RunRef) -> None:
+        """Tells what of a link to a model does not arrive with the model."""
+        what = f"{link.part[:-1]} {disk.shown(link.model)}"
+        if not self._links.knows(link.model):
+            self._lose(wanted, what, "the store holds no such logged model")
+        elif said.get("tags"):
+            self._lose(wanted, f"tags of {what}", "MLflow's tables keep none for models")
 
 
 def plain(name: str) -> bool:
@@ -361,7 +406,3 @@ def _input(dataset: Meta, said: Meta) -> DatasetInput:
         profile=None if dataset.get("profile") is None else str(dataset["profile"]),
         tags={str(key): meta.word(value) for key, value in tags.items()} if isinstance(tags, Mapping) else {},
     )
-
-
-def _record(kind: str, id: str, owner: str, said: Meta) -> Record:
-    return Record(kind, id, owner, json.dumps(said, default=str, sort_keys=True))

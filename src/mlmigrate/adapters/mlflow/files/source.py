@@ -16,7 +16,7 @@ from mlmigrate.adapters.base import Context, Packing, Reading, Settings, Source
 from mlmigrate.adapters.mlflow.files import disk, homes, meta, points, records, runs
 from mlmigrate.adapters.mlflow.files.artifacts import Whereabouts, artifacts, local_path
 from mlmigrate.adapters.mlflow.files.homes import Home
-from mlmigrate.adapters.mlflow.files.records import Things
+from mlmigrate.adapters.mlflow.files.links import Links
 from mlmigrate.adapters.mlflow.files.runs import META
 from mlmigrate.address import Address
 from mlmigrate.errors import NotFound
@@ -91,6 +91,7 @@ class Files:
         self.root = root
         self.packing = Packing()
         self._whereabouts = Whereabouts(root, settings)
+        self._links = Links(root)
         self._oddities: dict[str, list[Loss]] = {}
         self._notes: dict[Loss, None] = {}
 
@@ -111,25 +112,13 @@ class Files:
     def refs(self) -> Sequence[RunRef]:
         """All runs, parents first, and what belongs to no run. Looks at names, sizes and times; reads meta.yaml."""
         odd: list[Loss] = []
+        self._links.forget()
         listing = _Listing(self._whereabouts, odd)
         found = homes.homes(self.root, [])
         for home in found:
             listing.add(home)
         self._oddities["refs"] = odd
-        return [*listing.parents_first(), *self._record_refs(found, listing)]
-
-    def _record_refs(self, found: Sequence[Home], listing: _Listing) -> Iterator[RunRef]:
-        identity = homes.identity(found)
-        registry = os.path.join(self.root, homes.REGISTRY)
-        if disk.folders(registry) and all(home.path != registry for home in found):
-            yield records.ref(records.REGISTRY, "", registry, identity)
-        for home in found:
-            for folder in records.KINDS:
-                place = os.path.join(home.path, folder)
-                if folder == "datasets" and not records.unread_datasets(home.path, listing.of(home)):
-                    continue
-                if disk.folders(place):
-                    yield records.ref(f"@{folder}/{home.id}", home.id, place, identity)
+        return [*listing.parents_first(), *records.Finder(self.root, self._links, found, listing.names).refs()]
 
     def oddities(self) -> Sequence[Loss]:
         """What is strange about the store; also, once they were read, what is odd about its points."""
@@ -139,7 +128,7 @@ class Files:
     @contextmanager
     def read(self, refs: Sequence[RunRef]) -> Iterator[Reading]:
         """The runs and things that `refs` name."""
-        reading = FileReading(self.root, self._whereabouts, refs)
+        reading = FileReading(self.root, self._whereabouts, self._links, refs)
         yield reading
         self._notes.update(dict.fromkeys(reading.notes))
 
@@ -217,9 +206,10 @@ class _Listing:
         trash = f"{homes.TRASH}/" if home.trashed else ""
         self._oddities.append(Loss(run, f"{trash}{disk.shown(home.id)}/{disk.shown(path)}", because, home.id))
 
-    def of(self, home: Home) -> list[str]:
-        """The names of the folders in an experiment that may be runs."""
-        return self._names.get(home.path, [])
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """The names of the folders in an experiment that may be runs, by its path."""
+        return self._names
 
     def parents_first(self) -> Iterator[RunRef]:
         """Every ref, after that of its parent where there is one."""
@@ -265,22 +255,28 @@ def _same_bytes(one: str, other: str) -> bool:
 class FileReading:
     """Some runs and things of a file store, opened. `notes` tells what is odd about their points and no loss."""
 
-    def __init__(self, root: str, whereabouts: Whereabouts, refs: Sequence[RunRef]) -> None:
-        self._root, self._whereabouts = root, whereabouts
+    def __init__(self, root: str, whereabouts: Whereabouts, links: Links, refs: Sequence[RunRef]) -> None:
+        self._root, self._links = root, links
         self.distinct = True
         self.losses: list[Loss] = []
         self.notes: list[Loss] = []
-        opener = runs.Opener(whereabouts, self.losses)
+        opener = runs.Opener(whereabouts, links, self.losses)
         self._opened = [
             opener.open(folder, ref) for ref in refs if ref.kind == "run" and (folder := self._folder(ref)) is not None
         ]
         self.runs: Sequence[Run] = [opened.run for opened in self._opened]
-        self._things = [thing for ref in refs if ref.kind == "records" for thing in self._thing(ref)]
+        things = records.Opener(root, whereabouts, links, self.losses, self.notes)
+        self._things = [
+            thing
+            for ref in refs
+            if ref.kind == "records"
+            for thing in things.open(ref, list(self._homes(ref.experiment)))
+        ]
 
     def points(self) -> Iterator[pa.RecordBatch]:
         """Every point once, a metric's in the order of its file."""
         files = (file for opened in self._opened for file in opened.metrics)
-        return points.batches(files, self.losses, self.notes)
+        return map(self._links.fill, points.batches(files, self.losses, self.notes))
 
     def artifacts(self) -> Iterator[Artifact]:
         """The files of the runs, then those of models and traces."""
@@ -307,19 +303,3 @@ class FileReading:
                 return folder
         self.losses.append(Loss(ref.id, "the run", "gone since it was listed", ref.experiment))
         return None
-
-    def _thing(self, ref: RunRef) -> Iterator[Things]:
-        if ref.id == records.REGISTRY:
-            folder = os.path.join(self._root, homes.REGISTRY)
-            yield Things(ref.id, "", folder, self._whereabouts, self.losses)
-            return
-        kind = ref.id.removeprefix("@").partition("/")[0]
-        for home in self._homes(ref.experiment) if kind in records.KINDS else ():
-            folder = os.path.join(home, kind)
-            if os.path.isdir(folder):
-                only = tuple(records.unread_datasets(home, _names(home))) if kind == "datasets" else None
-                yield Things(ref.id, ref.experiment, folder, self._whereabouts, self.losses, only)
-
-
-def _names(home: str) -> list[str]:
-    return [entry.name for entry in disk.folders(home) if entry.name not in homes.RESERVED]
