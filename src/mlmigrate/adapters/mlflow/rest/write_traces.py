@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 API = "api/3.0/mlflow/traces"
 LINK = "api/2.0/mlflow/traces/link-to-run"
+LINK_PROMPTS = "api/2.0/mlflow/traces/link-prompts"
 OWNER = "@trace/"
 TRACES = 50  # in one batch
 SPANS = 1000
@@ -138,8 +139,7 @@ class Draft:
     @property
     def runs(self) -> list[str]:
         """The runs that it is linked to."""
-        rows = self.tree.get("entity_associations", ())
-        return [row["destination_id"] for row in rows if row.get("destination_type") == "run"]
+        return _linked(self.tree, "run")
 
     @property
     def whole(self) -> bool:
@@ -170,17 +170,28 @@ class TraceWriter:
         self._writer: OldTraceWriter | NewTraceWriter = OldTraceWriter(frame) if old else NewTraceWriter(frame)
 
     def keep(self, record: Record) -> None:
-        """Takes a trace; links to runs that were not carried are left out."""
+        """Takes a trace; links to what was not carried are left out."""
         tree = tree_of(record)
-        runs = self._frame.known.ids["run"]
-        links = tree.get("entity_associations", [])
-        tree["entity_associations"] = [row for row in links if row["destination_id"] in runs]
-        if len(tree["entity_associations"]) < len(links):
-            self._frame.lose(f"{KIND} {record.id!r}: links to runs", "those runs were not carried", record.owner)
-        if not tree["entity_associations"]:
-            del tree["entity_associations"]
-        here = replace(record, body=msgspec.json.encode(tree).decode())
+        links = tree.pop("entity_associations", [])
+        kept = [row for row in links if self._is_here(row)]
+        for row in links:
+            if row not in kept:
+                what = f"{KIND} {record.id!r}: link to {row['destination_type']} {row['destination_id']}"
+                self._frame.lose(what, "that was not carried", record.owner)
+        linked: Tree = {**tree, "entity_associations": kept} if kept else tree
+        here = replace(record, body=msgspec.json.encode(linked).decode())
         self._writer.keep(self._frame.references.record(here))
+
+    def _is_here(self, row: Row) -> bool:
+        """Whether the other end of a link is known here; a prompt's version gets the name that it has here."""
+        known = self._frame.known
+        if row["destination_type"] != "prompt_version":
+            return bool(row["destination_type"] == "run" and row["destination_id"] in known.ids["run"])
+        name, _, version = row["destination_id"].rpartition("/")
+        if version.isdigit():
+            number = known.versions.get((name, int(version)), int(version))
+            row["destination_id"] = f"{known.models.get(name, name)}/{number}"
+        return bool(version.isdigit())
 
     def put(self, artifact: Artifact) -> None:
         """Sends a file of a trace, after all traces are there."""
@@ -243,7 +254,7 @@ class NewTraceWriter:
         """What the server has of these traces."""
         if self._listing:
             try:
-                found = self._client.get(f"{API}/batchGetInfos", Infos, {"trace_ids": ids})
+                found = self._client.post(f"{API}/batchGetInfos", Infos, {"trace_ids": ids})
                 return {info.trace_id: info for info in found.trace_infos}
             except NotFound:
                 self._listing = False
@@ -278,15 +289,20 @@ class NewTraceWriter:
         self._client.again.do("spans", self._client.send, otlp.PATH, {}, otlp.request(spans), headers)
 
     def _link(self, drafts: Sequence[Draft]) -> None:
-        """Links to runs; a call takes 100 traces, which is more than a batch has."""
+        """Links to runs, a call for all traces of a run (it takes 100, more than a batch has), and to prompts."""
         by_run: dict[str, list[Draft]] = {}
         for draft in drafts:
             for run in draft.runs:
                 by_run.setdefault(run, []).append(draft)
         for run, some in by_run.items():
             body = {"run_id": run, "trace_ids": [draft.id for draft in some]}
-            for draft in some[:1]:
-                self._told(draft, self._client.post, LINK, Anything, body)
+            self._told(some[0], self._client.post, LINK, Anything, body)
+        for draft in drafts:
+            prompts = [one.rpartition("/") for one in _linked(draft.tree, "prompt_version")]
+            if prompts:
+                versions = [{"name": name, "version": version} for name, _, version in prompts]
+                said = {"trace_id": draft.id, "prompt_versions": versions}
+                self._told(draft, self._client.post, LINK_PROMPTS, Anything, said)
 
     def _start(self, draft: Draft) -> None:
         """The trace as it is; its stamp with it, where nothing is left to do then."""
@@ -397,6 +413,11 @@ class NewTraceWriter:
 
     def _lose(self, draft: Draft, what: str, because: str) -> None:
         self._frame.lose(f"mlflow.trace {draft.id!r}: {what}", because, draft.source_experiment)
+
+
+def _linked(tree: Tree, kind: str) -> list[str]:
+    rows = tree.get("entity_associations", ())
+    return [str(row["destination_id"]) for row in rows if row.get("destination_type") == kind]
 
 
 def _file(id_: str, data: bytes) -> Artifact:
