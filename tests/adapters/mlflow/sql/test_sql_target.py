@@ -306,8 +306,11 @@ class TestFilledTarget:
         for table in ("logged_models", "trace_info", "spans", "datasets", "logged_model_params"):
             assert {row["experiment_id"] for row in tables[table]} == {2}
         tags = {row["key"]: row["value"] for row in tables["experiment_tags"] if row["experiment_id"] == 2}
+        assert "12@12" in tags.values()  # which of the source's experiments lives here
+        tags = {key: value for key, value in tags.items() if not key.startswith("mlmigrate.")}
         assert tags == {"team": "b", "mlflow.note.content": "Zeilen\nund mehr"}
         assert {(loss.what, loss.because) for loss in report.losses} == {
+            ("experiment 'größe 模型'", "the target has one of this name already; ours is merged into it"),
             ("experiment id 5", "is taken here; it is 6 now"),
             ("experiment tag 'team'", "has another value here, which stays"),
         }

@@ -1,28 +1,54 @@
-"""Where experiments live in a target: their ids there, and the folders their runs' artifacts go to."""
+"""Where experiments live in a target: their ids there, and the folders their runs' artifacts go to.
+
+An experiment that we made bears the tag mlmigrate.origin; one that was there and that ours joined bears
+"mlmigrate.origin <hash>" for each that joined it.  So what came before is found again, whatever its name is.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mlmigrate.adapters.base import OnConflict
+from mlmigrate.adapters.mlflow import conflicts
 from mlmigrate.errors import UsageError
-from mlmigrate.model import Experiment, Loss
+from mlmigrate.model import ORIGIN_TAG, Experiment, Loss
 
 PROXY = "mlflow-artifacts:"
+DEFAULT_ID = "0"  # of the experiment that every MLflow makes; it is the same everywhere
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """An experiment in the target: `root` is its artifact location there."""
+    """An experiment in the target: `root` is its artifact location there. `ours`: runs of ours came into it."""
 
     id: int
     name: str
     root: str = ""
     deleted: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
+    ours: bool = False
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """Of the experiments that live here."""
+        return frozenset(value for key, value in self.tags.items() if is_mark(key) and value)
+
+    def of_run(self, id: str) -> str:
+        """Where a run keeps its artifacts."""
+        return f"{self.root.rstrip('/')}/{id}/artifacts"
+
+    def of_model(self, id: str) -> str:
+        """Where a logged model keeps its files."""
+        return f"{self.root.rstrip('/')}/models/{id}/artifacts"
+
+    def of_trace(self, id: str) -> str:
+        """Where a trace keeps its files."""
+        return f"{self.root.rstrip('/')}/traces/{id}/artifacts"
 
 
 @dataclass(slots=True)
@@ -35,19 +61,41 @@ class Moving:
     losses: list[Loss] = field(default_factory=list)
 
 
-def move(experiments: Sequence[Experiment], there: Sequence[Home], most: int, *, keep_uris: bool) -> Moving:
-    """Equal names are one experiment; the others keep their ids where these are free and not above `most`."""
+def is_mark(key: str) -> bool:
+    """Whether a tag says what came from where."""
+    return key == ORIGIN_TAG or key.startswith(ORIGIN_TAG + " ")
+
+
+def joined(origin: str) -> str:
+    """The tag of something that was there already, and that the thing of this origin joined."""
+    return f"{ORIGIN_TAG} {hashlib.blake2b(origin.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
+
+
+def move(
+    experiments: Sequence[Experiment],
+    there: Sequence[Home],
+    most: int,
+    *,
+    keep_uris: bool,
+    policy: OnConflict = "merge",
+) -> Moving:
+    """Finds or makes a home for each; those that are made keep their ids where these are free, not above `most`.
+
+    Raises Conflict when a name is somebody else's and the policy is to fail.
+    """
     moving = Moving()
     homes = {home.name: home for home in there}
     taken = {home.id for home in there}
-    for one, name in _named(experiments, moving.losses):
+    named = _named(experiments, moving.losses)
+    for one, name in _settled(named, there, policy, moving.losses):
         if name in homes:
             _merge(one, homes[name], moving)
         else:
             id_ = _id(one, taken, most, moving.losses)
             taken.add(id_)
             root = one.artifact_root if keep_uris and one.artifact_root else f"{PROXY}/{id_}"
-            homes[name] = Home(id_, name, root, one.deleted, one.tags)
+            tags = {**one.tags, ORIGIN_TAG: one.origin} if one.origin else one.tags
+            homes[name] = Home(id_, name, root, one.deleted, tags)
             moving.new.append((one, homes[name]))
         moving.ids[one.id] = homes[name]
     return moving
@@ -71,10 +119,43 @@ def _named(experiments: Sequence[Experiment], losses: list[Loss]) -> list[tuple[
     return named
 
 
+def _settled(
+    named: Sequence[tuple[Experiment, str]], there: Sequence[Home], policy: OnConflict, losses: list[Loss]
+) -> list[tuple[Experiment, str]]:
+    """Each with the name that it has in the target."""
+    homes = {home.name: home for home in there}
+    known = [(one, name, _known(one, name, there, homes)) for one, name in named]
+    wanted: dict[str, str] = {}
+    for one, name, found in known:
+        if not found and name not in wanted.values():
+            wanted[one.origin] = name
+    choices = conflicts.settle(list(wanted.items()), dict.fromkeys(homes, ""), policy, "experiment")
+    losses += conflicts.losses(list(wanted.items()), choices, "experiment")
+    return [(one, found or (choices[one.origin].name if one.origin in choices else name)) for one, name, found in known]
+
+
+def _known(one: Experiment, name: str, there: Sequence[Home], homes: Mapping[str, Home]) -> str:
+    """The name of the home that is this experiment's already, "" for none."""
+    if not one.origin:
+        return name
+    own = [home.name for home in there if one.origin in home.origins]
+    mine = [found for found in own if found == name or re.fullmatch(re.escape(name) + r"-\d+", found)]
+    if mine:
+        return name if name in mine else mine[0]
+    home = homes.get(name)
+    if home is None:
+        return ""
+    built_in = one.id == DEFAULT_ID and home.id == int(DEFAULT_ID)
+    before_marks = home.ours and not home.origins  # a copy of ours that wrote no such tags yet
+    return name if built_in or before_marks else ""
+
+
 def _merge(one: Experiment, home: Home, moving: Moving) -> None:
     if one.deleted != home.deleted:
         here, there = ("deleted", "not") if one.deleted else ("not deleted", "deleted")
         moving.losses.append(Loss("", f"experiment {one.name!r}", f"is {here} in the source, {there} here", one.id))
+    if one.origin and one.origin not in home.origins:
+        moving.new_tags.append((home.id, joined(one.origin), one.origin))
     for key, value in one.tags.items():
         if key not in home.tags:
             moving.new_tags.append((home.id, key, value))

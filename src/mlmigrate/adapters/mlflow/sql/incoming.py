@@ -8,19 +8,26 @@ Rows that we brought ourselves earlier are brought up to date.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mlmigrate.adapters.mlflow.objects import BY_NAME, GROUPS, PREFIX
+from mlmigrate.adapters.mlflow.objects import ROWS as KIND
+from mlmigrate.adapters.mlflow.sql import registry
+from mlmigrate.adapters.mlflow.sql.arriving import Objects
 from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, Session
-from mlmigrate.adapters.mlflow.sql.records import KIND, is_text, value_of
-from mlmigrate.model import STAMP_TAG, Loss, RunRef
+from mlmigrate.adapters.mlflow.sql.staging import is_text, value_of
+from mlmigrate.model import STAMP_TAG, Loss, Record, RunRef
 
 if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.sql.target import DatabaseTarget
 
 _AT_ONCE = 500  # rows a statement
+NAMED = frozenset(f"{PREFIX}{name}" for name in registry.KINDS)  # kinds that are found by name
+Batches = Callable[[], Iterator[pa.RecordBatch]]  # of columns kind and body
 _Chunk = tuple[str, list[str], list[tuple[Any, ...]]]  # table, columns that the target has, rows
 _MODEL_METRICS = "logged_model_metrics"
 # a dataset has another id here: its name and digest tell which it is
@@ -43,23 +50,67 @@ _LINKED = ("source", "destination")  # entity_associations name an experiment by
 def write(
     target: DatabaseTarget,
     session: Session,
-    batches: Iterator[pa.RecordBatch],
+    batches: Batches,
     refs: Sequence[RunRef],
     known: Mapping[str, object],
     losses: list[Loss],
 ) -> None:
-    """Writes rows in the session's transaction, and notes that the tables `refs` stand for arrived.
+    """Writes objects and rows in the session's transaction, and notes that what `refs` stand for arrived.
 
-    `known` has the origins that came here before.
+    `batches` gives them, as often as wanted; `known` has the origins that came here before.
     """
+    _write_objects(target, session, batches, refs, known, losses)
     insert = _insert_postgresql if session.kind == POSTGRESQL else _insert_sqlite
-    for table, columns, rows in _chunks(target, batches, losses):
+    for table, columns, rows in _chunks(target, _plain(batches), losses):
         ours = any(ref.id == f"@{table}" and ref.origin in known for ref in refs)
         insert(session, target.shape.tables[table], (table, columns, rows), losses, ours=ours)
         if table == _MODEL_METRICS:
             session.execute(_RELINK)
     for ref in refs:
         session.execute(_MARK, (f"{STAMP_TAG} {ref.origin}", ref.stamp))
+
+
+def before(refs: Sequence[RunRef], known: Mapping[str, object]) -> frozenset[str]:
+    """The tables ("@table") that came from the same stores as `refs`, when tables still came row by row."""
+    stores = {ref.origin.partition("@")[2].partition(":")[2] for ref in refs}
+    parts = (origin.partition("@")[2].partition(":") for origin in known if origin.startswith("mlflow:@"))
+    return frozenset(f"@{table}" for table, _, store in parts if store in stores and table not in GROUPS)
+
+
+def _write_objects(
+    target: DatabaseTarget,
+    session: Session,
+    batches: Batches,
+    refs: Sequence[RunRef],
+    known: Mapping[str, object],
+    losses: list[Loss],
+) -> None:
+    kinds = {kind for batch in batches() for kind in batch.column(0).unique().to_pylist()}
+    if not kinds & BY_NAME.keys():
+        return
+    objects = Objects(
+        target, session, losses, known=any(ref.origin in known for ref in refs), before=before(refs, known)
+    )
+    if kinds & NAMED:
+        objects.registry.prepare(lambda: _records(batches, NAMED))
+    for record in _records(batches, BY_NAME.keys()):
+        objects.add(record)
+    objects.close()
+
+
+def _records(batches: Batches, kinds: Collection[str]) -> Iterator[Record]:
+    for batch in batches():
+        for kind, body in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
+            if kind in kinds:
+                yield Record(kind, "", "", body)
+
+
+def _plain(batches: Batches) -> Iterator[pa.RecordBatch]:
+    """The rows that belong to no object."""
+    for batch in batches():
+        rows = pc.starts_with(batch.column(0), KIND)
+        if pc.any(rows).as_py():
+            yield batch.filter(rows)
 
 
 def _insert_sqlite(

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.mlflow import local_artifacts
+from mlmigrate.adapters.mlflow.objects import BY_NAME
 from mlmigrate.adapters.mlflow.sql import incoming
+from mlmigrate.adapters.mlflow.sql.arriving import foreign
 from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, Session
 from mlmigrate.adapters.mlflow.sql.homes import folder_of
 from mlmigrate.adapters.mlflow.sql.latest import Latest
+from mlmigrate.adapters.mlflow.sql.naming import relocated
 from mlmigrate.adapters.mlflow.sql.spool import Spool
 from mlmigrate.errors import Conflict
 from mlmigrate.model import ORIGIN_TAG, STAMP_TAG, Artifact, Loss, Record, Run, RunRef
@@ -33,6 +37,8 @@ _RUN_ID = re.compile(r"^[A-Za-z0-9][\w\-]{0,31}$", re.ASCII)
 _SOURCE_TYPES = ("NOTEBOOK", "JOB", "LOCAL", "UNKNOWN", "PROJECT")
 _UNTOLD = {"source_type": "UNKNOWN", "source_name": "", "source_version": "", "entry_point_name": ""}
 _DATASETS = uuid.UUID("5c7b3c5e-6a2f-5f0e-9a35-2d9a6f1f6b10")
+_KEPT = 500  # records laid aside at once
+OWNERS = {"mlflow.logged_model": "@model/", "mlflow.trace": "@trace/"}  # kinds that have files -> their owner
 _FEW = 8  # files are put on the disk one after another when they are so few
 
 
@@ -46,7 +52,10 @@ class DatabasePlace:
         self._tables = [ref for ref in refs if ref.kind == "records"]
         self._runs: Sequence[Run] = ()
         self._ids: dict[str, str] = {}
-        self._folders: dict[str, Path] = {}
+        self._folders: dict[str, Path | None] = {}
+        self._owners: dict[str, str] = {}  # of files: "@model/<id>" -> the source's id of its experiment
+        self._kept: list[tuple[str, str]] = []
+        self._lost: dict[str, int] = {}
         self._points, self._latest = Spool(), Latest()
         self._rows = Spool()
         self._files: list[Path] = []
@@ -70,16 +79,26 @@ class DatabasePlace:
         """Writes a file where the run will look for it."""
         if self._target.keep_uris:
             return
-        path, _, _ = local_artifacts.write(self._folder(artifact.owner), artifact)
+        folder = self._folder(artifact.owner)
+        if folder is None:
+            self._lost[artifact.owner] = self._lost.get(artifact.owner, 0) + 1
+            return
+        path, _, _ = local_artifacts.write(folder, relocated(artifact, *self._place(artifact.owner)))
         self._files.append(path)
 
     def keep(self, record: Record) -> None:
-        """Lays a row of some table aside."""
-        self._rows.add(pa.RecordBatch.from_pydict({"kind": [record.kind], "body": [record.body]}))
+        """Lays an object, or a row of some table, aside."""
+        owner = OWNERS.get(record.kind)
+        if owner is not None:
+            self._owners[f"{owner}{record.id}"] = record.owner
+        self._kept.append((record.kind, record.body))
+        if len(self._kept) >= _KEPT:
+            self._lay_aside()
 
     def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  there is no table for them
         """Writes everything at once; may be called again when it failed."""
         _flush(self._files)
+        self._lay_aside()
         found: list[Loss] = []
         known = self._target.arrived() if self._tables else {}
         with self._target.transaction() as session:
@@ -87,8 +106,11 @@ class DatabasePlace:
                 _Writing(self._target, session, self._runs, self._ids, found).write(self._stamps)
                 self._write_points(session)
             if self._tables:
-                incoming.write(self._target, session, self._rows.batches(), self._tables, known, found)
+                incoming.write(self._target, session, self._rows.batches, self._tables, known, found)
         self.losses += found
+        because = "belong to something that is not carried, or that the target has from elsewhere"
+        self.losses += [Loss("", f"{n} artifacts of {owner}", because) for owner, n in self._lost.items()]
+        self._lost = {}
         return {run.origin: self._ids[run.id] for run in self._runs} | {ref.origin: ref.id for ref in self._tables}
 
     def close(self) -> None:
@@ -112,12 +134,43 @@ class DatabasePlace:
                     "Nothing was overwritten. Give another database, or delete that run for good first.",
                 )
 
-    def _folder(self, owner: str) -> Path:
+    def _lay_aside(self) -> None:
+        if self._kept:
+            kinds, bodies = zip(*self._kept, strict=True)
+            self._rows.add(pa.RecordBatch.from_pydict({"kind": list(kinds), "body": list(bodies)}))
+            self._kept = []
+
+    def _folder(self, owner: str) -> Path | None:
+        """Where the files of a run or an object go; None for an object that does not come in."""
         if owner not in self._folders:
-            run = next(run for run in self._runs if run.id == owner)
-            root = folder_of(home_of(self._target, run).root, self._target.store)
-            self._folders[owner] = root / self._ids[owner] / "artifacts"
+            _, place = self._place(owner)
+            self._folders[owner] = None if place is None else folder_of(place, self._target.store)
         return self._folders[owner]
+
+    def _place(self, owner: str) -> tuple[str, str | None]:
+        """The source's id of an artifact's owner, and where it keeps its files here."""
+        if not owner.startswith("@"):
+            run = next(run for run in self._runs if run.id == owner)
+            return owner, home_of(self._target, run).of_run(self._ids[owner])
+        named, _, id_ = owner.partition("/")
+        home = self._target.homes.get(self._owners.get(owner, ""))
+        if home is None or owner in self._foreign:
+            return id_, None
+        return id_, home.of_model(id_) if named == "@model" else home.of_trace(id_)
+
+    @cached_property
+    def _foreign(self) -> frozenset[str]:
+        """The owners of files that are here and not ours; known once all records are kept, which come first."""
+        known = self._target.arrived()
+        found: set[str] = set()
+        if not self._target.shape.has("logged_models"):
+            return frozenset()
+        with self._target.reading() as session:
+            for kind, prefix in OWNERS.items():
+                ids = [owner.removeprefix(prefix) for owner in self._owners if owner.startswith(prefix)]
+                ours = incoming.before(self._tables, known)
+                found.update(prefix + id_ for id_ in foreign(session, BY_NAME[kind], ids, before=ours))
+        return frozenset(found)
 
     def _write_points(self, session: Session) -> None:
         if not self._points.rows:
@@ -203,7 +256,7 @@ class _Writing:
 
     def _row(self, run: Run) -> dict[str, Any]:
         home, id_ = home_of(self.target, run), self.ids[run.id]
-        uri = f"{home.root.rstrip('/')}/{id_}/artifacts"
+        uri = home.of_run(id_)
         system = {name: run.system.get(name) for name in _UNTOLD} if run.system else _UNTOLD
         if system["source_type"] not in (*_SOURCE_TYPES, None):
             self._lose(run, f"source type {system['source_type']!r}", "is none that MLflow knows; now UNKNOWN")

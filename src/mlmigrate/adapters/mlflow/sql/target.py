@@ -10,24 +10,36 @@ that failed can be made again.  What arrived is told by two tags of each run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from mlmigrate.adapters.base import Context, Limits, Names, Packing
-from mlmigrate.adapters.mlflow.references import References
-from mlmigrate.adapters.mlflow.sql.connect import OTHER, POSTGRESQL, SQLITE, Database, Session, database, explained
-from mlmigrate.adapters.mlflow.sql.homes import PROXY, Home, Moving, move
+from mlmigrate.adapters.mlflow.references import RUN_TAGS, References
+from mlmigrate.adapters.mlflow.sql import arriving, incoming, naming, registry
+from mlmigrate.adapters.mlflow.sql.connect import (
+    OTHER,
+    POSTGRESQL,
+    SQLITE,
+    Database,
+    Session,
+    database,
+    explained,
+    texts,
+)
+from mlmigrate.adapters.mlflow.sql.holdings import HOLDINGS, RECORDS, column_lengths
+from mlmigrate.adapters.mlflow.sql.homes import PROXY, Home, Moving, is_mark, move
 from mlmigrate.adapters.mlflow.sql.place import DatabasePlace
-from mlmigrate.adapters.mlflow.sql.records import KIND
 from mlmigrate.adapters.mlflow.sql.schema import HEADS, NEWEST, Shape, head_statements, revisions, shape
 from mlmigrate.address import Address
 from mlmigrate.errors import NotFound, UsageError
-from mlmigrate.model import ORIGIN_TAG, PARENT_TAG, STAMP_TAG, Arrival, Experiment, Loss, Record, RunRef
+from mlmigrate.model import ORIGIN_TAG, STAMP_TAG, Arrival, Experiment, Loss, Record, RunRef
 
 _DEFAULT = Experiment("0", "Default")  # what a server makes in an empty database, and clients expect
+_RUN_TAGS = f"({', '.join(repr(tag) for tag in RUN_TAGS)})"  # tags whose whole value is a run's id
 _INT4 = 2**31 - 1
 _INT8 = 2**63 - 1
 _NEEDED = {
@@ -66,8 +78,9 @@ class DatabaseTarget:
         self.store = _store(place, context.settings.artifacts_to)
         self.homes: dict[str, Home] = {}
         self.shape = Shape({})
+        self.on_conflict = context.settings.on_conflict
         self.writing = threading.Lock()  # SQLite has one writer
-        self._losses: list[Loss] = []
+        self._lengths: tuple[tuple[str, int], ...] = ()
         self._look()
 
     @property
@@ -86,8 +99,9 @@ class DatabaseTarget:
             micros=False,
             point_links=False,
             types=False,
-            records=(KIND,),
-            owned_artifacts=False,
+            records=RECORDS,
+            holdings=HOLDINGS,
+            column_lengths=self._lengths,
         )
 
     def arrived(self) -> Mapping[str, Arrival]:
@@ -110,8 +124,7 @@ class DatabaseTarget:
             self._make()
         with self.reading() as session:
             there = _homes(session)
-        most = _INT4 if self.database.kind == POSTGRESQL else _INT8
-        moving = move(experiments, there, most, keep_uris=self.keep_uris)
+        moving = self._move(experiments, there)
         used = {home.id for home in there} | {home.id for _, home in moving.new}
         names = {home.name for home in (*there, *moving.ids.values())}
         if made and 0 not in used and _DEFAULT.name not in names:
@@ -131,20 +144,91 @@ class DatabaseTarget:
             place.close()
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
-        """Children of runs whose ids could not be kept get their parents' new ids."""
+        """Tags and params of our runs name other runs, models and places as these are here."""
         renamed = {origin.partition(":")[2]: id_ for origin, id_ in ids.items() if not origin.endswith(f":{id_}")}
         renamed = {old: new for old, new in renamed.items() if not old.startswith("@")}
         if renamed:
             self._rename_parents(renamed)
-        return ()
+        return self._rewrite_texts({id_ for origin, id_ in ids.items() if ":@" not in origin})
 
-    def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:  # noqa: ARG002
+    def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:
         """What meets others of its name here, and what comes of it. Raises Conflict when that is to fail."""
-        return ()
+        if not self.shape.has("experiments"):
+            return ()
+        with self.reading() as session:
+            moving = self._move(experiments, _homes(session))
+            models = [record for record in records if record.kind in incoming.NAMED]
+            _, _, losses = arriving.foresee(session, lambda: models, self.on_conflict)
+        return [*moving.losses, *losses]
 
     def names(self, ids: Mapping[str, str]) -> Names:
         """What the source's things are called here."""
-        return References({"run": ids})
+        if not self.shape.has("runs"):
+            return References({"run": ids})
+        with self.reading() as session:
+            homes = _sources(session, _homes(session), ids.values())
+            models = naming.renamed_models(session)
+            places = {} if self.keep_uris else naming.places(session)
+            for one in places.values():
+                if isinstance(one, naming.Places):
+                    one.want(ids.values())
+            if not self.keep_uris:
+                places["logged_model"] = naming.all_models(session)
+                places["run"] = dict(places["run"])
+            here = registry.registry(session)
+            numbers = registry.versions(session, here.owners)
+        references = References(
+            ids={
+                "run": {id_: new for id_, new in ids.items() if id_ != new},
+                "experiment": {id_: str(home.id) for id_, home in homes.items()},
+            },
+            places=places,
+            models=models.models,
+            versions=models.versions,
+        )
+        lengths = self._length("tags", "value", 8000), self._length("params", "value", 8000)
+        arranger = naming.Arranger(self.shape, homes, references, self.keep_uris)
+        return naming.DatabaseNames(arranger, here, numbers, *lengths, self._rows_here)
+
+    def _rows_here(self, table: str, columns: Sequence[str], key: registry.Key) -> list[dict[str, Any]]:
+        with self.reading() as session:
+            rows = registry.rows_here(session, table, [*{*columns, "workspace"}], [key[1]])
+        return [
+            {name: value for name, value in row.items() if name in columns}
+            for row in rows
+            if row["workspace"] == key[0]
+        ]
+
+    def _move(self, experiments: Sequence[Experiment], there: Sequence[Home]) -> Moving:
+        most = _INT4 if self.database.kind == POSTGRESQL else _INT8
+        return move(experiments, there, most, keep_uris=self.keep_uris, policy=self.on_conflict)
+
+    def _rewrite_texts(self, ours: Collection[str]) -> list[Loss]:
+        """In tags and params of these runs, what names a place or a model that is another here."""
+        losses: list[Loss] = []
+        changed: dict[str, list[tuple[str, str, str]]] = {}
+        with self.reading() as session:
+            models = naming.renamed_models(session)
+            if self.keep_uris and not models.models and not models.versions:
+                return []
+            places = {} if self.keep_uris else naming.places(session)
+            references = References(places=places, models=models.models, versions=models.versions)
+            for table in ("tags", "params"):
+                most = self._length(table, "value", 8000)
+                for row in _texts(session, table, places):
+                    text = references.text(row[2])
+                    if row[0] not in ours or text == row[2]:
+                        continue
+                    if len(text) > most:
+                        because = f"would have more than {most} characters with the names of the target, and stays"
+                        losses.append(Loss("", f"{table[:-1]} {row[1]!r} of run {row[0]}", because))
+                    else:
+                        changed.setdefault(table, []).append((row[0], row[1], text))
+        if changed:
+            with self.transaction() as session:
+                for table, rows in changed.items():
+                    _change(session, table, rows)
+        return losses
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -187,6 +271,7 @@ class DatabaseTarget:
             if found.tables:
                 self._check(found, revisions(session, found))
         self.shape = found
+        self._lengths = column_lengths(found)
 
     def _check(self, found: Shape, there: list[str]) -> None:
         if not found.has("experiments"):
@@ -220,7 +305,7 @@ class DatabaseTarget:
                 "last_update_time": pa.array([one.updated for one, _ in new], pa.int64()),
             }
         )
-        tags = [(home.id, key, value) for one, home in new for key, value in one.tags.items()] + moving.new_tags
+        tags = [(home.id, key, value) for _, home in new for key, value in home.tags.items()] + moving.new_tags
         with self.transaction() as session:
             session.ingest("experiments", rows)
             if tags:
@@ -248,9 +333,60 @@ class DatabaseTarget:
             session.ingest("mlmigrate_renamed", rows, temporary=True)
             session.execute(
                 "UPDATE tags SET value = (SELECT new FROM mlmigrate_renamed WHERE old = tags.value) "
-                f"WHERE \"key\" = '{PARENT_TAG}' AND value IN (SELECT old FROM mlmigrate_renamed) "
+                f'WHERE "key" IN {_RUN_TAGS} AND value IN (SELECT old FROM mlmigrate_renamed) '
                 f"AND run_uuid IN (SELECT run_uuid FROM tags WHERE \"key\" = '{ORIGIN_TAG}')"
             )
+
+
+def _texts(session: Session, table: str, places: Mapping[Any, Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """(run, key, value) of all texts that may name a place or a model."""
+    columns = [session.text(column) for column in ("run_uuid", '"key"', "value")]
+    sql = (
+        f"SELECT {columns[0]} AS r, {columns[1]} AS k, {columns[2]} AS v FROM {table} WHERE "
+        f"(value LIKE '%/artifacts%' OR value LIKE '%models:/%') AND \"key\" NOT IN {_RUN_TAGS}"
+    )
+    for batch in session.batches(sql):
+        rows = list(zip(*map(texts, batch.columns), strict=True))
+        ids = {id_ for row in rows for id_ in naming.PLACED.findall(row[2])}
+        for one in places.values():
+            if isinstance(one, naming.Places):
+                one.want(ids)
+        yield from rows
+
+
+def _change(session: Session, table: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    """New values for tags or params."""
+    runs, keys, values = zip(*rows, strict=True)
+    session.ingest("mlmigrate_texts", pa.table({"r": list(runs), "k": list(keys), "v": list(values)}), temporary=True)
+    same = f't.r = {table}.run_uuid AND t.k = {table}."key"'
+    session.execute(
+        f"UPDATE {table} SET value = (SELECT v FROM mlmigrate_texts t WHERE {same}) "
+        f"WHERE EXISTS (SELECT 1 FROM mlmigrate_texts t WHERE {same})"
+    )
+    session.execute("DROP TABLE mlmigrate_texts")
+
+
+def _sources(session: Session, there: Sequence[Home], ids: Iterable[str]) -> dict[str, Home]:
+    """The source's id of an experiment -> where it lives here.
+
+    Experiments of several sources may have one id: then that is meant which has runs of `ids`.
+    """
+    found: dict[str, list[Home]] = {}
+    for home in sorted(there, key=lambda one: one.id):
+        for origin in home.origins:
+            found.setdefault(origin.partition("@")[0], []).append(home)
+    several = {id_ for id_, homes in found.items() if len(homes) > 1}
+    used = _experiments_of(session, list(ids)) if several else set()
+    return {id_: next((one for one in homes if one.id in used), homes[-1]) for id_, homes in found.items()}
+
+
+def _experiments_of(session: Session, ids: Sequence[str]) -> set[int]:
+    found: set[int] = set()
+    for at in range(0, len(ids), naming.AT_ONCE):
+        among = session.among("run_uuid", ids[at : at + naming.AT_ONCE])
+        rows = session.rows(f"SELECT DISTINCT {session.integer('experiment_id')} AS e FROM runs WHERE {among}")
+        found |= {id_ for (id_,) in rows}
+    return found
 
 
 def _homes(session: Session) -> list[Home]:
@@ -264,10 +400,32 @@ def _homes(session: Session) -> list[Home]:
         f"COALESCE({session.text('artifact_location')}, '') AS a, COALESCE(lifecycle_stage, '') AS l, "
         "COALESCE(workspace, 'default') AS w FROM experiments"
     )
+    unmarked = {str(id_) for id_, *_ in rows if not any(is_mark(key) for key in tags.get(id_, ()))}
+    ours = _with_our_runs(session, unmarked)
     return [
-        Home(id_, name if space == "default" else f"{space}/{name}", root, stage == "deleted", tags.get(id_, {}))
+        Home(
+            id_,
+            name if space == "default" else f"{space}/{name}",
+            root,
+            stage == "deleted",
+            tags.get(id_, {}),
+            id_ in ours,
+        )
         for id_, name, root, stage, space in rows
     ]
+
+
+def _with_our_runs(session: Session, ids: Collection[str]) -> set[int]:
+    """Those of these experiments that runs of ours came into."""
+    if not ids:
+        return set()
+    rows = session.rows(
+        f"SELECT {session.integer('e.experiment_id')} AS e FROM experiments e WHERE "
+        f"{session.among(session.text('e.experiment_id'), sorted(ids))} AND EXISTS (SELECT 1 FROM runs r "
+        "JOIN tags t ON t.run_uuid = r.run_uuid WHERE r.experiment_id = e.experiment_id "
+        f"AND t.\"key\" = '{ORIGIN_TAG}')"
+    )
+    return {id_ for (id_,) in rows}
 
 
 def _marks(session: Session) -> dict[str, Arrival]:
