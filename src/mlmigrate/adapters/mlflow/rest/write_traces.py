@@ -180,7 +180,7 @@ class TraceWriter:
                 self._frame.lose(what, "that was not carried", record.owner)
         linked: Tree = {**tree, "entity_associations": kept} if kept else tree
         here = replace(record, body=msgspec.json.encode(linked).decode())
-        self._writer.keep(self._frame.references.record(here))
+        self._writer.keep(replace(self._frame.references.record(here), id=record.id))
 
     def _is_here(self, row: Row) -> bool:
         """Whether the other end of a link is known here; a prompt's version gets the name that it has here."""
