@@ -194,7 +194,7 @@ def fit_record(record: Record, limits: Limits) -> FittedRecord:
     changed: Counter[tuple[str, str]] = Counter()
     for change in changes:
         _apply(change, rows, changed)
-    _cut_columns(rows, dict(limits.column_lengths), changed)
+    _cut_columns(rows, _by_table(limits.column_lengths), changed)
     return FittedRecord(replace(record, body=msgspec.json.encode(rows).decode()), changed)
 
 
@@ -225,11 +225,22 @@ def _apply(change: Change, rows: dict[str, list[dict[str, object]]], changed: Co
             changed[f"values of {change.part}", change.because] += 1
 
 
+@lru_cache(maxsize=16)
+def _by_table(lengths: tuple[tuple[str, int], ...]) -> Mapping[str, Mapping[str, int]]:
+    tables: dict[str, dict[str, int]] = {}
+    for at, most in lengths:
+        table, _, column = at.partition(".")
+        tables.setdefault(table, {})[column] = most
+    return tables
+
+
 def _cut_columns(
-    rows: dict[str, list[dict[str, object]]], lengths: Mapping[str, int], changed: Counter[tuple[str, str]]
+    rows: dict[str, list[dict[str, object]]],
+    lengths: Mapping[str, Mapping[str, int]],
+    changed: Counter[tuple[str, str]],
 ) -> None:
     for table, found in rows.items():
-        long = {at.partition(".")[2]: most for at, most in lengths.items() if at.partition(".")[0] == table}
+        long = lengths.get(table, {})
         for row in found if long else ():
             for column, most in long.items():
                 value = row.get(column)
