@@ -264,21 +264,3 @@ def test_a_server_without_pages_is_read_piece_by_piece(filled, monkeypatch):
     with place.read(refs_of(place, runs)) as reading:
         assert Counter(map(repr, rows_of(reading))) == Counter(map(repr, whole))
     place.close()
-
-
-def test_models_and_traces_come_as_records(server):
-    post(server.url, "registered-models/create", {"name": "mod el", "description": "what it is"})
-    body = {"name": "mod el", "source": "s3://bucket/model", "tags": [{"key": "a", "value": "b"}]}
-    post(server.url, "model-versions/create", body)
-    place = opened(server)
-    found = {}
-    for ref in [ref for ref in place.refs() if ref.kind == "records"]:
-        assert ref.stamp
-        with place.read([ref]) as reading:
-            assert [list(reading.runs), list(reading.points()), list(reading.artifacts())] == [[], [], []]
-            found |= {(record.kind, record.id): json.loads(record.body) for record in reading.records()}
-    assert place.oddities() == []
-    place.close()
-    assert found["mlflow.rest.registered_model", "mod el"]["description"] == "what it is"
-    version = found["mlflow.rest.model_version", "mod el/1"]
-    assert (version["source"], version["tags"]) == ("s3://bucket/model", [{"key": "a", "value": "b"}])

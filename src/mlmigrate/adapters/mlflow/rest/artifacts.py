@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -107,8 +107,26 @@ class Shelf:
     pool: Executor
     allow: tuple[str, ...]
     losses: list[Loss] = field(default_factory=list)
+    used: dict[str, frozenset[str]] = field(default_factory=dict)
 
-    def of(self, runs: Sequence[tuple[str, str]]) -> Iterator[Artifact]:
+    def in_use(self, uri: str) -> bool:
+        """Whether the proxy has any files at ".../<id>/artifacts": the folder of all ids is listed once."""
+        folder = proxied(uri, self.client.login.base)
+        above, _, _ = (folder or "").rpartition("/")
+        home, _, owner = above.rpartition("/")
+        if not home:
+            return False
+        if home not in self.used:
+            try:
+                found = self.client.get(PROXY, Files, {"path": home}).files
+            except Unavailable:
+                raise
+            except MigrateError:
+                found = []
+            self.used[home] = frozenset(info.path.rstrip("/").rpartition("/")[2] for info in found)
+        return owner in self.used[home]
+
+    def of(self, runs: Iterable[tuple[str, str]]) -> Iterator[Artifact]:
         """The files of the runs, given as (id, artifact URI)."""
         wanted = False  # whether the last file was opened: then the next ones are fetched ahead
         ahead: deque[Listed | Artifact] = deque()
@@ -173,7 +191,7 @@ class Shelf:
                 return
             yield stack.enter_context(self.client.stream(*last, listed.size))
 
-    def _found(self, runs: Sequence[tuple[str, str]]) -> Iterator[Listed | Artifact]:
+    def _found(self, runs: Iterable[tuple[str, str]]) -> Iterator[Listed | Artifact]:
         """The listings of the next few runs are under way while one is given out."""
         under_way: deque[tuple[str, Future[list[Listed | Artifact]]]] = deque()
         left = iter(runs)

@@ -1,225 +1,244 @@
-"""Things of a server that belong to no run: models, versions, prompts, logged models, traces.
+"""Things of a server that belong to no run: models, prompts, traces, evaluation datasets and the rest.
 
-Each becomes a Record whose body is the server's own JSON; the files of logged models and traces come
-as artifacts of "@model/<id>" and "@trace/<id>".  One ref stands for all things of a kind.
+One ref stands for all things of a group in an experiment, or in the whole server: "@registry", "@traces/3".  Each
+thing becomes a Record, a tree of rows as MLflow's own database has them; the files of logged models and of traces
+come as artifacts of "@model/<id>" and "@trace/<id>".  A ref's stamp is a hash of what a listing shows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 
-from mlmigrate.adapters.mlflow.rest.client import Client, Params
+from mlmigrate.adapters.mlflow.objects import BY_NAME, GROUPS, Kind, Tree, record_of
+from mlmigrate.adapters.mlflow.rest.ahead import ahead
+from mlmigrate.adapters.mlflow.rest.client import Client
+from mlmigrate.adapters.mlflow.rest.listing import Site, having
+from mlmigrate.adapters.mlflow.rest.read_datasets import Datasets
+from mlmigrate.adapters.mlflow.rest.read_estate import Gateway, Webhooks, Workspaces
+from mlmigrate.adapters.mlflow.rest.read_experiments import Issues, Reviews, Schemas, Scorers
+from mlmigrate.adapters.mlflow.rest.read_models import LoggedModels, RunsOf
+from mlmigrate.adapters.mlflow.rest.read_registry import Registry
+from mlmigrate.adapters.mlflow.rest.read_traces import Keys, Traces
 from mlmigrate.adapters.mlflow.rest.server import Server
-from mlmigrate.errors import BadData, MigrateError, Unavailable
+from mlmigrate.adapters.mlflow.rest.wire import WireRun
+from mlmigrate.errors import BadData
 from mlmigrate.model import Loss, Record, RunRef
 
-PREFIX = "mlflow.rest."
-STAMPED = 1000  # things; more are taken again each time
+STAMPED = 20_000  # things; a ref with more is taken again each time
 TOGETHER = 50  # experiments that are searched at once
-PROMPTS = "tags.`mlflow.prompt.is_prompt` = 'true'"  # which a search leaves out unless it asks for them
-SPANS_SINCE = (3, 4)
-_LOCATION_TAG = "mlflow.artifactLocation"
-
-
-class _Experiment(msgspec.Struct, frozen=True):
-    experiment_id: str = ""
-
-
-class _Location(msgspec.Struct, frozen=True):
-    mlflow_experiment: _Experiment = _Experiment()
-
-
-class _Named(msgspec.Struct, frozen=True):
-    """What tells one thing from another, in any of the kinds."""
-
-    name: str = ""
-    version: str | int = ""
-    trace_id: str = ""
-    request_id: str = ""
-    experiment_id: str = ""
-    model_id: str = ""
-    run_id: str = ""
-    source_run_id: str = ""
-    artifact_uri: str = ""
-    tags: object = None
-    trace_location: _Location = _Location()
-
-    @property
-    def owner(self) -> str:
-        """The run or the experiment that the thing belongs to, or ""."""
-        return (
-            self.run_id
-            or self.source_run_id
-            or self.experiment_id
-            or self.trace_location.mlflow_experiment.experiment_id
-        )
-
-
-class _Wrapped(msgspec.Struct, frozen=True):
-    info: _Named = _Named()
+SUM = 1 << 128  # digests are summed up modulo this: what is listed comes in any order
+NOWHERE = ""  # the experiment of what belongs to the server as a whole
+Trees = Iterator[tuple[Kind, Tree]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """How the things of one kind are listed. `owner` begins the owner of their files, "" for none."""
+class Group:
+    """How the things of one group are read.
+
+    since    the first version of MLflow that has them
+    heads    what a stamp is made of: the things of an experiment (or of all, for NOWHERE), as listed
+    trees    the things, whole
+    any_in   whether there are any in some experiments; None: each is asked for by itself
+    estate   they belong to no experiment
+    managed  services other than a plain server may have them too
+    database only servers over a database have them
+    """
 
     name: str
     since: tuple[int, int]
-    until: tuple[int, int]
-    path: str
-    field: str
-    by_experiment: str = ""  # "": all at once; "body", "location" or "query": how experiments are named
-    owner: str = ""
+    heads: Callable[[str], Iterator[Tree]]
+    trees: Callable[[str, list[Loss], Executor], Trees]
+    any_in: Callable[[Sequence[str]], bool] | None = None
+    estate: bool = False
+    managed: bool = False
+    database: bool = True
 
     @property
-    def record(self) -> str:
-        return PREFIX + self.name.removesuffix("s")
-
-
-NEVER = (1000, 0)
-KINDS = (
-    Kind("registered_models", (1, 0), NEVER, "api/2.0/mlflow/registered-models/search", "registered_models"),
-    Kind("model_versions", (1, 0), NEVER, "api/2.0/mlflow/model-versions/search", "model_versions"),
-    Kind("logged_models", (3, 0), NEVER, "api/2.0/mlflow/logged-models/search", "models", "body", "@model/"),
-    Kind("traces", (3, 0), NEVER, "api/3.0/mlflow/traces/search", "traces", "location", "@trace/"),
-    Kind("traces", (2, 14), (3, 0), "api/2.0/mlflow/traces", "traces", "query", "@trace/"),
-)
+    def title(self) -> str:
+        return self.name.replace("_", " ")
 
 
 class Things:
     """All that a server has beside runs."""
 
-    def __init__(self, client: Client, server: Server) -> None:
-        self._client, self._server = client, server
+    def __init__(self, client: Client, server: Server, runs: RunsOf) -> None:
+        self._site = Site(client, server)
+        self._runs = runs
+        self._models = LoggedModels(self._site, runs)
+        self._traces = Traces(self._site)
+        self._experiments: Sequence[str] = ()
+        self._made: dict[str, int] = {}
+        self._groups = {group.name: group for group in self._all_groups() if self._has(group)}
 
-    def refs(self, experiments: Sequence[str], losses: list[Loss]) -> Iterator[RunRef]:
-        """A ref for each kind of which there is at least one; kinds that the server keeps to itself are losses."""
-        for kind in self._kinds():
-            try:
-                ref = self._ref(kind, experiments)
-            except Unavailable:
-                raise
-            except MigrateError as error:
-                losses.append(Loss("", kind.name.replace("_", " "), error.message))
-            else:
-                yield from [ref] if ref is not None else []
+    def note(self, run: WireRun) -> None:
+        """A run that was listed: what it made belongs to the stamp of its experiment's models."""
+        for link in run.outputs.model_outputs:
+            of = run.info.experiment_id
+            self._made[of] = self._made.get(of, 0) + _digest((run.id, link.model_id, link.step))
 
-    def _ref(self, kind: Kind, experiments: Sequence[str]) -> RunRef | None:
-        digest, n = hashlib.blake2b(digest_size=16), 0
-        for item in islice(self._all(kind, experiments), STAMPED + 1):
-            digest.update(bytes(item))
-            n += 1
-        if n == 0:
+    def refs(self, experiments: Sequence[str], losses: list[Loss], pool: Executor) -> Iterator[RunRef]:
+        """A ref for each group of things in each experiment that has any; what the server keeps to itself is a loss."""
+        self._experiments = experiments
+        for name in GROUPS:
+            group = self._groups.get(name)
+            if group is not None:
+                places = self._places(group, experiments, losses)
+                yield from (ref for ref in ahead(pool, places, partial(self._ref, group, losses)) if ref is not None)
+
+    def records(self, ref: RunRef, experiments: Sequence[str], losses: list[Loss], pool: Executor) -> Iterator[Record]:
+        """Every thing of a ref, whole. What comes after one that cannot be listed is a loss."""
+        self._experiments = experiments
+        group, of = self._group(ref)
+        loss = Loss("", f"{group.title} (those that were not read before)", "", of)
+        found = _checked(group.trees(of, losses, pool))
+        while (one := self._site.take(losses, loss, _next, found)) is not None:
+            yield record_of(*one)
+
+    def roots(self, ref: RunRef, in_use: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+        """(owner, artifact URI) of every thing of a ref that has files; `in_use`: whether there are any at a URI."""
+        group, of = self._group(ref)
+        if group.name == "logged_models":
+            yield from self._models.roots(of)
+        elif group.name == "traces":
+            yield from self._traces.roots(of, in_use)
+
+    def _group(self, ref: RunRef) -> tuple[Group, str]:
+        name, _, of = ref.id.removeprefix("@").partition("/")
+        return self._groups[name], of
+
+    def _has(self, group: Group) -> bool:
+        server, client = self._site.server, self._site.client
+        if server.version < group.since or (group.database and server.store == "FileStore"):
+            return False
+        return group.managed or not client.login.databricks
+
+    def _places(self, group: Group, experiments: Sequence[str], losses: list[Loss]) -> Iterator[str]:
+        """The experiments that may have things of a group."""
+        if group.estate:
+            yield NOWHERE
+        elif group.any_in is None:
+            yield from experiments
+        else:
+            for start in range(0, len(experiments), TOGETHER):
+                some = experiments[start : start + TOGETHER]
+                yield from self._site.take(losses, Loss("", group.title, ""), having, some, group.any_in) or ()
+
+    def _ref(self, group: Group, losses: list[Loss], of: str) -> RunRef | None:
+        stamp = self._site.take(losses, Loss("", group.title, "", of), _stamp, _checked(group.heads(of)))
+        if stamp is None:
             return None
-        stamp = "" if n > STAMPED else digest.hexdigest()
-        place = hashlib.blake2b(self._client.login.base.encode(), digest_size=8).hexdigest()
-        return RunRef("", f"@{kind.name}", kind.name, f"mlflow:@{kind.name}:{place}", stamp, kind="records")
+        store = hashlib.blake2b(self._site.client.login.base.encode(), digest_size=8).hexdigest()
+        text = stamp.text
+        if text and group.name == "logged_models":
+            text = f"{text}-{self._made.get(of, 0) % SUM:x}"
+        name = f"@{group.name}" if group.estate else f"@{group.name}/{of}"
+        return RunRef(of, name, group.title, f"mlflow:{name}:{store}", text, kind="records")
 
-    def records(self, ref: RunRef, experiments: Sequence[str], losses: list[Loss]) -> Iterator[Record]:
-        """Every thing of a kind, whole."""
-        kind = self._kind(ref)
-        for item in self._all(kind, experiments):
-            named = _named(item)
-            yield Record(kind.record, _id(named), named.owner, self._body(kind, item, named, losses))
+    def _with_models(self) -> Sequence[str]:
+        """All experiments that have logged models."""
+        found: list[str] = []
+        for start in range(0, len(self._experiments), TOGETHER):
+            found += having(self._experiments[start : start + TOGETHER], self._models.any_in)
+        return found
 
-    def roots(self, ref: RunRef, experiments: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """(owner, artifact URI) of every thing of a kind that has files."""
-        kind = self._kind(ref)
-        if not kind.owner:
-            return
-        for item in self._all(kind, experiments):
-            named = _named(item)
-            uri = named.artifact_uri or _tag(named.tags, _LOCATION_TAG)
-            if uri:
-                yield kind.owner + _id(named), uri
+    def _linkable(self, of: str) -> Keys:
+        """What traces of an experiment may be linked to: its runs, and all versions of prompts."""
+        runs = [("run", run.id) for run in self._runs([of])]
+        return runs + [("prompt_version", version) for version in Registry(self._site).prompt_versions()]
 
-    def any_models(self, experiment: str) -> bool:
-        """Whether an experiment has logged models: only then may its runs have model inputs."""
-        kind = next((kind for kind in self._kinds() if kind.name == "logged_models"), None)
-        return kind is not None and next(iter(self._all(kind, [experiment])), None) is not None
+    def _all_groups(self) -> Iterator[Group]:
+        site, models, traces = self._site, self._models, self._traces
+        registry, datasets, scorers = Registry(site), Datasets(site), Scorers(site)
+        reviews = Reviews(site)
+        schemas, issues = Schemas(site, reviews), Issues(site)
+        hooks, spaces = Webhooks(site), Workspaces(site)
 
-    def _kinds(self) -> list[Kind]:
-        return [kind for kind in KINDS if kind.since <= self._server.version < kind.until]
+        def logged(of: str, losses: list[Loss], pool: Executor) -> Trees:
+            return _of("logged_model", models.trees(of, self._with_models, losses, pool))
 
-    def _kind(self, ref: RunRef) -> Kind:
-        return next(kind for kind in self._kinds() if kind.name == ref.id.removeprefix("@"))
+        def traced(of: str, losses: list[Loss], pool: Executor) -> Trees:
+            return _of("trace", traces.trees(of, lambda: self._linkable(of), losses, pool))
 
-    def _body(self, kind: Kind, item: msgspec.Raw, named: _Named, losses: list[Loss]) -> str:
-        """The thing as it is listed; a trace with its spans, where the server keeps them."""
-        if kind.name == "traces" and self._server.version >= SPANS_SINCE:
-            try:
-                whole = self._client.get(
-                    "api/3.0/mlflow/traces/get", dict[str, msgspec.Raw], {"trace_id": named.trace_id}
-                )
-                return bytes(whole["trace"]).decode()
-            except Unavailable:
-                raise
-            except (MigrateError, KeyError) as error:
-                losses.append(
-                    Loss("", f"spans of trace {named.trace_id}", f"the server does not give them out ({error})")
-                )
-        return bytes(item).decode()
-
-    def _all(self, kind: Kind, experiments: Sequence[str]) -> Iterator[msgspec.Raw]:
-        if not kind.by_experiment:
-            yield from self._pages(kind, {})
-            yield from self._pages(kind, {"filter": PROMPTS}, quiet=True)
-            return
-        for start in range(0, len(experiments), TOGETHER):
-            yield from self._pages(kind, _of_experiments(kind, experiments[start : start + TOGETHER]))
-
-    def _pages(self, kind: Kind, ask: Mapping[str, object], *, quiet: bool = False) -> Iterator[msgspec.Raw]:
-        token, seen = "", set()
-        while True:
-            try:
-                page = self._page(kind, {**ask, "page_token": token} if token else ask)
-            except Unavailable:
-                raise
-            except MigrateError:
-                if quiet:  # servers that know no prompts know no such filter
-                    return
-                raise
-            yield from msgspec.json.decode(page[kind.field], type=list[msgspec.Raw]) if kind.field in page else ()
-            token = msgspec.json.decode(page["next_page_token"], type=str) if "next_page_token" in page else ""
-            if not token:
-                return
-            if token in seen:
-                raise BadData(f"The server goes round in circles over its {kind.name}.")
-            seen.add(token)
-
-    def _page(self, kind: Kind, ask: Mapping[str, object]) -> dict[str, msgspec.Raw]:
-        if kind.by_experiment in ("", "query"):
-            params: Params = {"max_results": 200, **ask}  # type: ignore[dict-item]  # strings and numbers alone
-            return self._client.get(kind.path, dict[str, msgspec.Raw], params)
-        most = 50 if kind.by_experiment == "body" else 500
-        return self._client.post(kind.path, dict[str, msgspec.Raw], {"max_results": most, **ask})
+        yield Group(
+            "registry", (1, 0), lambda _: registry.heads(), lambda _, losses, pool: registry.trees(losses, pool),
+            estate=True, managed=True, database=False,
+        )  # fmt: skip
+        yield Group("logged_models", (3, 0), models.heads, logged, models.any_in, managed=True, database=False)
+        yield Group("traces", (2, 14), traces.heads, traced, traces.any_in, managed=True, database=False)
+        yield Group(
+            "evaluation_datasets", (3, 4), lambda _: datasets.heads(),
+            lambda _, losses, pool: _of("evaluation_dataset", datasets.trees(losses, pool)), estate=True,
+        )  # fmt: skip
+        yield Group("scorers", (3, 4), scorers.heads, lambda of, losses, _: _of("scorer", scorers.trees(of, losses)))
+        yield Group(
+            "label_schemas", (3, 14), lambda of: schemas.trees(of, []),
+            lambda of, losses, _: _of("label_schema", schemas.trees(of, losses)),
+        )  # fmt: skip
+        yield Group(
+            "review_queues", (3, 14), lambda of: reviews.trees(of, []),
+            lambda of, losses, _: _of("review_queue", reviews.trees(of, losses)),
+        )  # fmt: skip
+        yield Group("issues", (3, 11), issues.trees, lambda of, *_: _of("issue", issues.trees(of)))
+        yield Group(
+            "webhooks", (3, 3), lambda _: hooks.trees(), lambda *_: _of("webhook", hooks.trees()), estate=True
+        )  # fmt: skip
+        yield Group(
+            "workspaces", (3, 10), lambda _: spaces.trees(), lambda *_: _of("workspace", spaces.trees()), estate=True
+        )  # fmt: skip
+        yield _gateway(Gateway(site))
 
 
-def _of_experiments(kind: Kind, experiments: Sequence[str]) -> dict[str, object]:
-    if kind.by_experiment == "location":
-        named = [{"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": one}} for one in experiments]
-        return {"locations": named}
-    return {"experiment_ids": list(experiments)}
+def _gateway(gateway: Gateway) -> Group:
+    def trees(_: str, losses: list[Loss], __: Executor | None = None) -> Trees:
+        yield from _of("gateway_model", gateway.models())
+        yield from _of("gateway_endpoint", gateway.endpoints(losses))
+        yield from _of("guardrail", gateway.guardrails(losses))
+        yield from _of("budget_policy", gateway.budgets())
+
+    return Group("gateway", (3, 8), lambda _: (tree for _, tree in trees("", [])), trees, estate=True)
 
 
-def _named(item: msgspec.Raw) -> _Named:
-    wrapped = msgspec.json.decode(item, type=_Wrapped)
-    return wrapped.info if wrapped.info.model_id else msgspec.json.decode(item, type=_Named)
+def _of(name: str, trees: Iterable[Tree]) -> Trees:
+    kind = BY_NAME[f"mlflow.{name}"]
+    return ((kind, tree) for tree in trees)
 
 
-def _id(named: _Named) -> str:
-    known = named.trace_id or named.request_id or named.model_id
-    return known or (f"{named.name}/{named.version}" if named.version != "" else named.name)
+def _next(found: Iterator[T]) -> T | None:
+    return next(found, None)
 
 
-def _tag(tags: object, name: str) -> str:
-    """Tags are pairs in some answers and an object in others."""
-    if isinstance(tags, dict):
-        return str(tags.get(name, ""))
-    found = [one.get("value", "") for one in tags if one.get("key") == name] if isinstance(tags, list) else []
-    return str(found[0]) if found else ""
+def _checked(found: Iterator[T]) -> Iterator[T]:
+    """The things of a listing. Raises BadData for one without what every such thing has."""
+    try:
+        yield from found
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+        raise BadData(f"The server gave something that lacks what it must have ({error!r}).") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    text: str
+
+
+def _digest(value: object) -> int:
+    data = msgspec.json.encode(value, order="deterministic")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest())
+
+
+def _stamp(heads: Iterator[Tree]) -> _Stamp | None:
+    """Changes when one of the things does, in whatever order they come; None when there are none."""
+    total, n = 0, 0
+    for head in heads:
+        total += _digest(head)
+        n += 1
+        if n > STAMPED:
+            return _Stamp("")
+    return _Stamp(f"{n}-{total % SUM:032x}") if n else None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 import pyarrow as pa
@@ -22,7 +22,7 @@ from mlmigrate.adapters.mlflow.rest.artifacts import Shelf
 from mlmigrate.adapters.mlflow.rest.auth import login
 from mlmigrate.adapters.mlflow.rest.client import Client, timeout_of
 from mlmigrate.adapters.mlflow.rest.histories import IN_FLIGHT, BulkRoute, Histories, Wanted, expected
-from mlmigrate.adapters.mlflow.rest.records import PREFIX, Things
+from mlmigrate.adapters.mlflow.rest.records import Things
 from mlmigrate.adapters.mlflow.rest.server import Server, probe
 from mlmigrate.adapters.mlflow.rest.wire import (
     DatasetInput,
@@ -73,8 +73,7 @@ class RestSource:
         self._bulk = BulkRoute(client, works=not client.login.databricks)
         self._experiments: list[Experiment] | None = None
         self._oddities: list[Loss] = []
-        self._things = Things(client, server)
-        self._with_models: dict[str, bool] = {}
+        self._things = Things(client, server, self._pages)
         self._kept: dict[str, WireRun] = {}
         self._room = 0
 
@@ -88,12 +87,15 @@ class RestSource:
         """All runs, the oldest of each hundred experiments first, so that parents come before their children."""
         ids = [experiment.id for experiment in self.experiments()]
         self._kept, self._room = {}, KEPT_VALUES
+        self._things = Things(self._client, self._server, self._pages)
         for start in range(0, len(ids), EXPERIMENTS_PER_SEARCH):
             for run in self._pages(ids[start : start + EXPERIMENTS_PER_SEARCH]):
                 self._keep(run)
+                self._things.note(run)
                 yield _ref(run)
         self._oddities = []
-        yield from self._things.refs(ids, self._oddities)
+        with ThreadPoolExecutor(IN_FLIGHT, "mlflow-list") as pool:
+            yield from self._things.refs(ids, self._oddities, pool)
 
     def _keep(self, run: WireRun) -> None:
         """Spares the server a second look at a run that is over, as long as there are few."""
@@ -124,18 +126,10 @@ class RestSource:
         found = {ref.id: run for ref in refs if (run := self._kept.pop(ref.id, None)) is not None}
         others = [ref for ref in refs if ref.id not in found]
         found |= {run.id: run for some in pool.map(self._fetch, _batches(others, IDS_PER_SEARCH)) for run in some}
-        with_inputs = [run.id for run in found.values() if self._may_have_model_inputs(run.info.experiment_id)]
-        found |= {run.id: run for run in pool.map(self._get, with_inputs) if run is not None}
         gone = [ref for ref in refs if ref.id not in found]
         losses = [Loss(ref.id, "the run", "it is not on the server any more", ref.experiment) for ref in gone]
         pairs = [(ref, found[ref.id]) for ref in refs if ref.id in found]
         return RestReading(self, pairs, things, pool, losses)
-
-    def _may_have_model_inputs(self, experiment: str) -> bool:
-        """Model inputs come with runs/get alone, a request for each run: asked only where there are models."""
-        if experiment not in self._with_models:
-            self._with_models[experiment] = self._things.any_models(experiment)
-        return self._with_models[experiment]
 
     def _fetch(self, refs: Sequence[RunRef]) -> list[WireRun]:
         """The runs of these refs that are there."""
@@ -215,10 +209,10 @@ class RestReading:
     def artifacts(self) -> Iterator[Artifact]:
         """All files."""
         shelf = self._source.shelf(self._pool)
-        roots = [(wire.id, wire.info.artifact_uri) for _, wire in self._pairs]
+        roots: Iterable[tuple[str, str]] = [(wire.id, wire.info.artifact_uri) for _, wire in self._pairs]
         if self._things:
-            things, experiments = self._source.things()
-            roots += [root for ref in self._things for root in things.roots(ref, experiments)]
+            things, _ = self._source.things()
+            roots = chain(roots, *(things.roots(ref, shelf.in_use) for ref in self._things))
         yield from shelf.of(roots)
         self.losses += shelf.losses
 
@@ -227,7 +221,7 @@ class RestReading:
         if self._things:
             things, experiments = self._source.things()
             for ref in self._things:
-                yield from things.records(ref, experiments, self.losses)
+                yield from things.records(ref, experiments, self.losses, self._pool)
 
 
 def all_experiments(client: Client) -> list[ExperimentInfo]:
@@ -364,7 +358,7 @@ def stamp(run: WireRun) -> str:
         sorted(_tags(data.tags).items()),
         sorted((last.key, repr(last.value), last.timestamp, last.step) for last in data.metrics),
         sorted(repr(given) for given in run.inputs.dataset_inputs),
-        sorted(map(bytes, run.outputs.model_outputs)),
+        sorted((made.model_id, made.step) for made in run.outputs.model_outputs),
     )
     return hashlib.blake2b(msgspec.json.encode(seen), digest_size=16).hexdigest()
 
@@ -388,16 +382,8 @@ def run_of(wire: WireRun, ref: RunRef) -> Run:
         params={pair.key: pair.value for pair in wire.data.params},
         tags=_tags(wire.data.tags),
         inputs=tuple(map(_input, wire.inputs.dataset_inputs)),
-        records=tuple(_links(wire)),
         artifact_uri=info.artifact_uri,
     )
-
-
-def _links(wire: WireRun) -> Iterator[Record]:
-    """The models that the run read and made."""
-    for what, links in (("model_input", wire.inputs.model_inputs), ("model_output", wire.outputs.model_outputs)):
-        for number, link in enumerate(links):
-            yield Record(f"{PREFIX}{what}", f"{wire.id}/{number}", wire.id, bytes(link).decode())
 
 
 def _input(given: DatasetInput) -> Input:

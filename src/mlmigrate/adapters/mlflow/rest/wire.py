@@ -126,17 +126,30 @@ class DatasetInput(msgspec.Struct, frozen=True):
     dataset: Dataset = Dataset()
 
 
+class ModelLink(msgspec.Struct, frozen=True):
+    """A logged model that a run read or made; made at a step."""
+
+    model_id: str = ""
+    step: int = 0
+
+
 class Inputs(msgspec.Struct, frozen=True):
-    """`model_inputs` stay as the server wrote them: they become records."""
+    """What a run read. A listing of runs leaves `model_inputs` out."""
 
     dataset_inputs: list[DatasetInput] = []
-    model_inputs: list[msgspec.Raw] = []
+    model_inputs: list[ModelLink] = []
 
 
 class Outputs(msgspec.Struct, frozen=True):
-    """The models that a run made, as the server wrote them."""
+    """The models that a run made."""
 
-    model_outputs: list[msgspec.Raw] = []
+    model_outputs: list[ModelLink] = []
+
+
+class Location(msgspec.Struct, frozen=True):
+    """Where the files of a model version lie."""
+
+    artifact_uri: str = ""
 
 
 class WireRun(msgspec.Struct, frozen=True):
@@ -189,6 +202,7 @@ class ServerInfo(msgspec.Struct, frozen=True):
     """What a server says of itself (3.9 and later)."""
 
     store_type: str = ""
+    workspaces_enabled: bool = False
 
 
 class Anything(msgspec.Struct, frozen=True):
