@@ -1,7 +1,8 @@
-"""Where the bytes of a run's artifacts lie, when the database may have come from another machine.
+"""Where the bytes of runs, logged models and traces lie, when the database may have come from another machine.
 
 A URI that names a local folder is believed only when it ends as MLflow ends it, .../<run id>/artifacts,
-or lies below a folder that was allowed: a database from elsewhere names no file of this machine.
+.../models/<model id>/artifacts or .../traces/<trace id>/artifacts, or lies below a folder that was
+allowed: a database from elsewhere names no file of this machine.
 """
 
 from __future__ import annotations
@@ -14,16 +15,62 @@ from urllib.parse import unquote, urlsplit
 
 from mlmigrate.adapters.mlflow.local_artifacts import walk
 from mlmigrate.address import hide_secrets
-from mlmigrate.model import Artifact, Loss, Run
+from mlmigrate.model import Artifact, Loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlmigrate.adapters.base import Settings
+    from mlmigrate.model import Run
 
 PROXIED = "mlflow-artifacts"
 _HISTORY = "mlflow.log-model.history"
 _DRIVE = re.compile(r"^/*[A-Za-z]:[\\/]")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Something whose files lie in a folder of its own.
+
+    tail      how MLflow ends that folder: it is believed of a folder of this machine, and of no other
+    expected  whether it has files for certain
+    rare      without `expected`, it has hardly ever any: only folders of this machine are looked into
+    told      what a person calls its files
+    """
+
+    owner: str
+    experiment: str
+    uri: str
+    tail: tuple[str, ...]
+    expected: bool
+    told: str = "artifacts"
+    rare: bool = False
+
+    @classmethod
+    def of_run(cls, run: Run) -> Kept:
+        """What a run logged."""
+        return cls(run.id, run.experiment, run.artifact_uri, (run.id, "artifacts"), _HISTORY in run.tags)
+
+    @classmethod
+    def of_model(cls, id_: str, experiment: str, uri: str, *, ready: bool) -> Kept:
+        """The files of a logged model."""
+        told = f"files of logged model {id_!r}"
+        return cls(f"@model/{id_}", experiment, uri, ("models", id_, "artifacts"), ready, told)
+
+    @classmethod
+    def of_trace(cls, id_: str, experiment: str, uri: str, *, spans: bool) -> Kept:
+        """The files of a trace; `spans`: its spans lie there, and not in the database."""
+        told = f"{'spans' if spans else 'files'} of trace {id_!r}"
+        return cls(f"@trace/{id_}", experiment, uri, ("traces", id_, "artifacts"), spans, told, rare=True)
+
+    def is_folder(self, folder: Path) -> bool:
+        """Whether MLflow would have made this folder for it."""
+        return ".." not in folder.parts and folder.parts[-len(self.tail) :] == self.tail
+
+    def lost(self, because: str) -> Loss:
+        """That its files cannot be had."""
+        run = "" if self.owner.startswith("@") else self.owner
+        return Loss(run, self.told, because, "" if run else self.experiment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,53 +85,54 @@ class Finder:
         """Whether artifacts are read at all."""
         return self.settings.artifacts_to != "keep"
 
-    def artifacts(self, run: Run, losses: list[Loss]) -> Iterator[Artifact]:
-        """The files of one run; that they are on another machine is a loss."""
-        if not self.wanted or not run.artifact_uri:
+    def artifacts(self, kept: Kept, losses: list[Loss]) -> Iterator[Artifact]:
+        """The files of one run, model or trace; that they are on another machine is a loss."""
+        if not self.wanted or not kept.uri:
             return
-        if _scheme(run.artifact_uri) not in ("", "file", PROXIED):
-            yield from self._remote(run, losses)
+        if _scheme(kept.uri) not in ("", "file", PROXIED):
+            yield from () if kept.rare and not kept.expected else self._remote(kept, losses)
             return
-        folder = next((one for one in self._candidates(run) if one.is_dir()), None)
+        folder = next((one for one in self._candidates(kept) if one.is_dir()), None)
         if folder is not None:
-            yield from walk(folder, run.id, losses)
-        elif _HISTORY in run.tags or not self._root_is_here(run):
-            losses.append(Loss(run.id, "artifacts", f"{hide_secrets(run.artifact_uri)} is not on this machine"))
+            yield from walk(folder, kept.owner, losses)
+        elif kept.expected or not (kept.rare or self._root_is_here(kept)):
+            losses.append(kept.lost(f"{hide_secrets(kept.uri)} is not on this machine"))
 
-    def _remote(self, run: Run, losses: list[Loss]) -> Iterator[Artifact]:
+    def _remote(self, kept: Kept, losses: list[Loss]) -> Iterator[Artifact]:
         try:
             from mlmigrate.adapters.mlflow.repositories import repository_artifacts  # noqa: PLC0415 - imports mlflow
         except ImportError:
-            losses.append(Loss(run.id, "artifacts", f"mlflow is needed to reach {hide_secrets(run.artifact_uri)}"))
+            losses.append(kept.lost(f"mlflow is needed to reach {hide_secrets(kept.uri)}"))
             return
-        yield from repository_artifacts(run.artifact_uri, run.id, self.settings.allow_artifacts)
+        yield from repository_artifacts(kept.uri, kept.owner, self.settings.allow_artifacts)
 
-    def _candidates(self, run: Run) -> Iterator[Path]:
-        """Folders that may hold the artifacts, the likeliest first."""
-        parts = _parts(run.artifact_uri)
-        local = _local(run.artifact_uri, self.beside)
-        if local is not None and (_of_run(local, run.id) or self._allowed(local)):
+    def _candidates(self, kept: Kept) -> Iterator[Path]:
+        """Folders that may hold the files, the likeliest first."""
+        parts = _parts(kept.uri)
+        local = _local(kept.uri, self.beside)
+        if local is not None and (kept.is_folder(local) or self._allowed(local)):
             yield local
         given = [Path(one) for one in self.settings.artifacts_at]
-        if ".." in parts or not _clean(run.id) or not _clean(run.experiment):
+        if ".." in parts or not all(map(_clean, (*kept.tail, kept.experiment))):
             return
-        if _scheme(run.artifact_uri) == PROXIED:
+        if _scheme(kept.uri) == PROXIED:
             yield from (root.joinpath(*parts) for root in [*given, self.beside / "mlartifacts"])
+        length = len(kept.tail)
         for root in [*given, *(self.beside / name for name in ("mlruns", "mlartifacts", "artifacts"))]:
-            yield root / run.experiment / run.id / "artifacts"
-            if len(parts) > 2 and parts[-2] == run.id:  # noqa: PLR2004 - <experiment>/<run id>/artifacts
-                yield root.joinpath(*parts[-3:])
+            yield root.joinpath(kept.experiment, *kept.tail)
+            if len(parts) > length and tuple(parts[-length:]) == kept.tail:  # <experiment>/<run id>/artifacts
+                yield root.joinpath(*parts[-length - 1 :])
 
     def _allowed(self, folder: Path) -> bool:
         return any(folder.is_relative_to(prefix) for prefix in self.settings.allow_artifacts)
 
-    def _root_is_here(self, run: Run) -> bool:
-        """Whether the folder that the run's own would be made in exists: then it just has no artifacts."""
-        if _scheme(run.artifact_uri) == PROXIED:
+    def _root_is_here(self, kept: Kept) -> bool:
+        """Whether the folder that its own would be made in exists: then it just has no files."""
+        if _scheme(kept.uri) == PROXIED:
             roots = [*map(Path, self.settings.artifacts_at), self.beside / "mlartifacts"]
             return any(root.is_dir() for root in roots)
-        local = _local(run.artifact_uri, self.beside)
-        return local is not None and _of_run(local, run.id) and local.parent.parent.is_dir()
+        local = _local(kept.uri, self.beside)
+        return local is not None and kept.is_folder(local) and local.parents[len(kept.tail) - 1].is_dir()
 
 
 def _scheme(uri: str) -> str:
@@ -106,10 +154,6 @@ def _local(uri: str, beside: Path) -> Path | None:
         return None
     path = uri if _scheme(uri) == "" else unquote(urlsplit(uri).path)
     return None if "\0" in path else beside / path
-
-
-def _of_run(folder: Path, run: str) -> bool:
-    return ".." not in folder.parts and folder.name == "artifacts" and folder.parent.name == run
 
 
 def _clean(part: str) -> bool:

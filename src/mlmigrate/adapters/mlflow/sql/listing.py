@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COUNTED = 2_000_000  # points; a PostgreSQL that has more is not counted for stamps
 _STAMPED = ("params", "tags", "latest_metrics")
 _KEY = '"key"'
+SURPLUS_TAG = OURS + "surplus"
 _BETWEEN, _AFTER = "\x1f", "\x1e"  # the separators of ASCII, between a key and its value and after both
 
 
@@ -38,6 +39,7 @@ class Listing:
         self.parents: dict[str, str] = {}
         self.steps: dict[str, int] = {}
         self.oddities: list[Loss] = []
+        self.orphans: dict[str, int] = {}
         self._digests: dict[str, list[bytes]] = {}
         self._orphans: dict[str, set[str]] = {}
 
@@ -45,6 +47,7 @@ class Listing:
         """All runs, parents before their children."""
         rows = self._runs()
         known = {row[0] for row in rows}
+        surplus = self._surplus()
         for table in _STAMPED:
             if self.shape.has(table):
                 self._stamp(table, known)
@@ -54,23 +57,40 @@ class Listing:
             self._inputs()
         points = self._points(known)
         self._count_orphans()
-        return [self._ref(row, points.get(row[0], (0, ""))) for row in self._ordered(rows)]
+        kept = [row for row in rows if row[0] not in surplus]
+        return [self._ref(row, points.get(row[0], (0, ""))) for row in self._ordered(kept)]
+
+    def _surplus(self) -> set[str]:
+        """Runs that lost answers made twice: they were deleted, and are nobody's."""
+        if not self.shape.has("tags") or not self.shape.has("runs", "lifecycle_stage"):
+            return set()
+        s = self.session
+        marked = f"SELECT run_uuid FROM tags WHERE \"key\" = '{SURPLUS_TAG}'"
+        sql = (
+            f"SELECT {s.text('run_uuid')} AS id FROM runs WHERE lifecycle_stage = 'deleted' AND run_uuid IN ({marked})"
+        )
+        return {run for (run,) in s.rows(sql)}
 
     def _runs(self) -> list[tuple[str, ...]]:
         s, has = self.session, self.shape.has
-        deleted = s.text("deleted_time") if has("runs", "deleted_time") else "NULL"
+        if not has("runs", "run_uuid"):
+            return []
+        words = ["experiment_id", "name", "status", "lifecycle_stage", "deleted_time"]
+        experiment, name, status, stage, deleted = (
+            f"COALESCE({s.text(one)}, '')" if has("runs", one) else "''" for one in words
+        )
+        start = s.integer("start_time" if has("runs", "start_time") else "NULL")
         columns = ["source_type", "source_name", "source_version", "entry_point_name", "user_id", "end_time"]
-        rest = " || '/' || ".join(s.nullable(one) for one in [*columns, "artifact_uri"] if has("runs", one))
+        rest = " || '/' || ".join(s.nullable(one) for one in [*columns, "artifact_uri"] if has("runs", one)) or "''"
         return s.rows(
-            f"SELECT {s.text('run_uuid')} AS id, COALESCE({s.text('experiment_id')}, '') AS experiment, "
-            f"COALESCE({s.text('name')}, '') AS name, COALESCE({s.text('status')}, '') AS status, "
-            f"{s.integer('start_time')} AS start_time, COALESCE({s.text('lifecycle_stage')}, '') AS stage, "
-            f"COALESCE({deleted}, '') AS deleted, {rest} AS rest FROM runs WHERE run_uuid IS NOT NULL"
+            f"SELECT {s.text('run_uuid')} AS id, {experiment} AS experiment, {name} AS name, {status} AS status, "
+            f"{start} AS start_time, {stage} AS stage, "
+            f"{deleted} AS deleted, {rest} AS rest FROM runs WHERE run_uuid IS NOT NULL"
         )
 
     def _stamp(self, table: str, known: set[str]) -> None:
         """Hashes the rows of each run in `table`, and keeps what else they tell."""
-        hashed = _Hashed()
+        hashed = Hashed()
         for batch in self.session.batches(self._rows_sql(table)):
             hashed.add(batch)
             if table == "latest_metrics" and "step" in batch.schema.names:
@@ -104,7 +124,7 @@ class Listing:
 
     def _inputs(self) -> None:
         s = self.session
-        hashed = _Hashed()
+        hashed = Hashed()
         sql = (
             f"SELECT {s.text('i.destination_id')} AS id, {s.text('d.name')} AS name, {s.text('d.digest')} AS digest "
             "FROM inputs i JOIN datasets d ON d.dataset_uuid = i.source_id WHERE i.destination_type = 'RUN' "
@@ -174,6 +194,7 @@ class Listing:
                 counts[table] = self.session.rows(sql)[0][0]
         for table, count in counts.items():
             if count:
+                self.orphans[table] = count
                 what = "metric points" if table == "metrics" else table
                 self.oddities.append(Loss("", f"{count} {what}", "belong to runs that are not in the database"))
 
@@ -210,7 +231,7 @@ class Listing:
         )
 
 
-class _Hashed:
+class Hashed:
     """Run -> hash of its rows, from batches whose first column is the run."""
 
     def __init__(self) -> None:
@@ -268,4 +289,4 @@ def _parts(column: pa.Array) -> list[tuple[memoryview, Callable[[int], int]]]:
 def reconstructed(experiments: Iterable[str], refs: Iterable[RunRef]) -> list[str]:
     """The ids of experiments that have runs and are not there."""
     known = set(experiments)
-    return sorted({ref.experiment for ref in refs if ref.kind == "run"} - known)
+    return sorted({ref.experiment for ref in refs if ref.kind == "run" or ref.experiment} - known)

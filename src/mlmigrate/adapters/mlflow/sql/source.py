@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.base import Context, Packing
-from mlmigrate.adapters.mlflow.sql import records
-from mlmigrate.adapters.mlflow.sql.artifacts import Finder
+from mlmigrate.adapters.mlflow.objects import GROUPS
+from mlmigrate.adapters.mlflow.sql import records, schema
+from mlmigrate.adapters.mlflow.sql.artifacts import Finder, Kept
 from mlmigrate.adapters.mlflow.sql.connect import (
     POSTGRESQL,
     SQLITE,
@@ -33,7 +34,10 @@ from mlmigrate.adapters.mlflow.sql.connect import (
     texts,
     unmarked,
 )
+from mlmigrate.adapters.mlflow.sql.layout import Layout
 from mlmigrate.adapters.mlflow.sql.listing import Listing, reconstructed
+from mlmigrate.adapters.mlflow.sql.objects_source import Objects, group_of
+from mlmigrate.adapters.mlflow.sql.rows import Rows
 from mlmigrate.adapters.mlflow.sql.schema import Shape, shape
 from mlmigrate.adapters.mlflow.sql.spool import Spool
 from mlmigrate.errors import NotFound, Unavailable
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 _NAME_TAG = "mlflow.runName"
 _SYSTEM = ("source_type", "source_name", "source_version", "entry_point_name")
 _WITHOUT_INDEX = Packing(runs=20_000, points=20_000_000)  # each pack reads the whole table of points
+_MARKS_OF_MLFLOW = (("experiments", "experiment_id"), ("runs", "run_uuid"), ("params", "run_uuid"))
 _MARK = tuple[tuple[int, int], ...]
 
 
@@ -73,6 +78,7 @@ class DatabaseSource:
         with self._session() as session:
             self._shape = shape(session)
         self._check_tables()
+        self._layout = Layout(self._shape)
         self.packing = Packing() if self._shape.run_index else _WITHOUT_INDEX
 
     def experiments(self) -> Sequence[Experiment]:
@@ -105,7 +111,7 @@ class DatabaseSource:
     def read(self, refs: Sequence[RunRef]) -> Iterator[DatabaseReading]:
         """The runs and tables that `refs` name, from one moment."""
         with self._session() as session, explained(self._database.shown):
-            reading = DatabaseReading(self._database, session, self._shape, refs, self._finder, self.written_to)
+            reading = DatabaseReading(self._database, session, self._layout, refs, self._finder, self.written_to)
             try:
                 yield reading
             finally:
@@ -122,15 +128,23 @@ class DatabaseSource:
             if self._refs is not None:
                 return
             with self._session() as session, explained(self._database.shown):
+                self._oddities += schema.oddities(session, self._shape)
                 experiments = _experiments(session, self._shape, self._oddities)
                 listing = Listing(session, self._shape)
-                refs = [self._still(ref) for ref in listing.refs()]
+                runs = [self._still(ref) for ref in listing.refs()]
                 self._oddities += listing.oddities
+                refs = runs + self._record_refs(session, listing.orphans, _identity(experiments, runs))
                 experiments += self._made_up(experiments, refs)
-                identity = _identity(experiments, refs)
-                self._oddities += records.stays(session, self._shape)
-                self._refs = refs + list(records.refs(session, self._shape, identity))
-                self._experiments = experiments
+                self._refs, self._experiments = refs, experiments
+
+    def _record_refs(self, session: Session, orphans: Mapping[str, int], identity: str) -> list[RunRef]:
+        """Refs of what lies beside the runs."""
+        self._oddities += records.stays(session, self._shape)
+        refs = list(Objects(session, self._layout).refs(identity))
+        for ref, told in records.refs(session, self._layout, orphans, identity):
+            refs.append(ref)
+            self._oddities += [told] if told is not None else []
+        return refs
 
     def _still(self, ref: RunRef) -> RunRef:
         """A run under way may write files that the database does not know of: nobody can tell whether it changed."""
@@ -140,14 +154,15 @@ class DatabaseSource:
     def _made_up(self, experiments: list[Experiment], refs: list[RunRef]) -> list[Experiment]:
         lost = reconstructed((one.id for one in experiments), refs)
         for id_ in lost:
-            count = sum(ref.experiment == id_ for ref in refs)
-            why = f"is not in the database, but {count} of its runs are; it is made up anew"
+            runs = sum(ref.experiment == id_ for ref in refs if ref.kind == "run")
+            there = f"{runs} of its runs" if runs else "some that belongs to it"
+            why = f"is not in the database, but {there} {'are' if runs else 'is'}; it is made up anew"
             self._oddities.append(Loss("", f"experiment {id_}", why, id_))
         return [Experiment(id_, f"experiment {id_ or 'without id'}") for id_ in lost]
 
     def _check_tables(self) -> None:
-        if self._shape.has("experiments") and self._shape.has("runs"):
-            return
+        if sum(self._shape.has(*one) for one in _MARKS_OF_MLFLOW) > 1:
+            return  # one of them may be gone: a migration can stop between two steps
         names = ", ".join(sorted(self._shape.tables)[:8]) or "no table at all"
         raise NotFound(f"{self._database.shown} holds no MLflow tables; it has {names}.")
 
@@ -188,27 +203,28 @@ class DatabaseSource:
 
 
 class DatabaseReading:
-    """Some runs of one moment. The streams are taken in this order: points, artifacts, records."""
-
-    distinct = True  # the primary key of metrics holds every column
+    """Some runs of one moment; points are taken first."""
 
     def __init__(
         self,
         place: Database,
         session: Session,
-        found: Shape,
+        layout: Layout,
         refs: Sequence[RunRef],
         finder: Finder,
         written_to: Callable[[], list[Loss]],
     ) -> None:
         self.losses: list[Loss] = []
-        self._session, self._shape, self._finder = session, found, finder
+        self._session, self._layout, self._finder = session, layout, finder
+        self._shape = found = layout.shape
+        self.distinct = "metrics" not in found.keyless  # its primary key holds every column
         self._written_to = written_to
-        self._tables = [ref for ref in refs if ref.kind == "records"]
+        self._blocks_writers = place.kind == SQLITE and not place.immutable and not place.write_ahead()
+        self._others = [ref for ref in refs if ref.kind == "records"]
         wanted = {ref.id: ref for ref in refs if ref.kind == "run"}
         self.runs: Sequence[Run] = _Runs(session, found, wanted, self.losses).read() if wanted else []
         self._spool: Spool | None = None
-        if self.runs and place.kind == SQLITE and not place.immutable and not place.write_ahead():
+        if self.runs and self._blocks_writers:
             self._lay_aside()
 
     def points(self) -> Iterator[pa.RecordBatch]:
@@ -219,14 +235,30 @@ class DatabaseReading:
             yield from map(_as_points, self._batches())
 
     def artifacts(self) -> Iterator[Artifact]:
-        """The files of the runs."""
+        """The files of the runs, of logged models and of traces."""
         for run in self.runs:
-            yield from self._finder.artifacts(run, self.losses)
+            yield from self._finder.artifacts(Kept.of_run(run), self.losses)
+        if not self._finder.wanted:
+            return
+        objects = Objects(self._session, self._layout)
+        for ref in self._others:
+            for kept in (*objects.models(ref), *objects.traces(ref)):
+                yield from self._finder.artifacts(kept, self.losses)
 
     def records(self) -> Iterator[Record]:
-        """The rows of the tables."""
-        yield from records.read(self._session, self._shape, self._tables)
-        self.losses += self._written_to()
+        """The objects, and rows that are part of none."""
+        rows, objects = Rows(self._session, self._shape), Objects(self._session, self._layout)
+        for ref in self._others:
+            if group_of(ref) in GROUPS:
+                yield from objects.read(ref, rows, self.losses, self._let_go)
+            else:
+                yield from records.read(self._session, self._layout, ref, rows)
+        self.losses += [*rows.losses(), *self._written_to()]
+
+    def _let_go(self) -> None:
+        """Ends the transaction where it would keep others from writing while a slow target takes what was read."""
+        if self._blocks_writers:
+            self._session.commit()
 
     def close(self) -> None:
         """Gives back what was laid aside."""

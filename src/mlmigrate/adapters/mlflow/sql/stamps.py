@@ -1,0 +1,64 @@
+"""Stamps of rows: a hash for each group of them that changes when any row does.
+
+Every column is hashed but the largest, of which the length is: they are written once, together with
+others that tell when.
+"""
+
+# ruff: noqa: S608 - no value from outside is written into SQL but by Session.among, in hexadecimal
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, SQLITE, Session
+from mlmigrate.adapters.mlflow.sql.listing import Hashed
+from mlmigrate.adapters.mlflow.sql.rows import quoted
+
+if TYPE_CHECKING:
+    from mlmigrate.adapters.mlflow.sql.schema import Shape
+
+_LARGE: Mapping[str, frozenset[str]] = {
+    "spans": frozenset(["content"]),
+    "evaluation_dataset_records": frozenset(["inputs", "outputs", "expectations", "source"]),
+}
+_DERIVED: Mapping[str, frozenset[str]] = {  # told by the columns that they are made of
+    "spans": frozenset(["experiment_id", "parent_span_id", "name", "type", "start_time_unix_nano", "model_name"]),
+}
+_BETWEEN = "\x1f"
+
+
+def stamps(
+    session: Session, shape: Shape, table: str, group: str, tables: str, where: str, before: str = ""
+) -> dict[str, str]:
+    """Group -> hash of its rows. `tables` follows FROM, and calls the table "t"; `before` comes before all else."""
+    if session.kind == POSTGRESQL:
+        number = "('x' || substr(md5(t::text), 1, 16))::bit(64)::bigint"
+        chosen = f"{group} AS g, count(*) AS n, sum({number})::text AS s"
+        sql = f"{before}SELECT {chosen} FROM {tables} WHERE {where} GROUP BY 1"
+        return {group: digest(f"{count} {total}") for group, count, total in session.rows(sql)}
+    columns = f" || '{_BETWEEN}' || ".join(_column(session, table, one) for one in _columns(shape, table))
+    order = "t.rowid" if session.kind == SQLITE else "2"
+    hashed = Hashed()
+    sql = f"{before}SELECT {group} AS id, {columns} AS pair FROM {tables} WHERE {where} ORDER BY {order}"
+    for batch in session.batches(sql):
+        hashed.add(batch)
+    return {group: found.hex() for group, found in hashed.digests().items()}
+
+
+def digest(text: str) -> str:
+    """A short hash."""
+    return blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def _columns(shape: Shape, table: str) -> list[str]:
+    return [one for one in shape.tables[table] if one not in _DERIVED.get(table, ())]
+
+
+def _column(session: Session, table: str, name: str) -> str:
+    column = f"t.{quoted(name)}"
+    if name not in _LARGE.get(table, ()):
+        return session.nullable(column)
+    length = "octet_length" if session.kind == SQLITE else "length"
+    return f"COALESCE({session.text(f'{length}({column})')}, '')"
