@@ -158,8 +158,8 @@ def _listed(repository: Any, uri: str, folder: str) -> Iterator[tuple[str, int |
             raise BadData(f"{hide_secrets(uri)} lists {info.path!r} in folder {folder!r}.")
         if info.is_dir:
             yield from _listed(repository, uri, info.path)
-        else:
-            yield info.path, info.file_size
+        else:  # some say -1 of a size that they do not know
+            yield info.path, info.file_size if info.file_size is None or info.file_size >= 0 else None
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def _load(name: str):
 servers = _load("servers")
 faults = _load("faults")
 _load("rest_helpers")
+_load("managed_server")
 VERSIONS = ("2.9.2", "2.22.4", servers.CURRENT)
 
 

@@ -225,10 +225,10 @@ class Cuts:
             self._done[_whose(body), role, pair["key"]] = (len(value), n, unit)
         return {**pair, "value": short}
 
-    def of(self, run: str) -> list[tuple[str, str]]:
-        """(what, because) of everything that was cut of a run: of its id here, or of its origin until it has one."""
+    def of(self, *names: str) -> list[tuple[str, str]]:
+        """(what, because) of everything that was cut of a run: of its id here, and of its origin while it had none."""
         with self._lock:
-            gone = [at for at in self._done if at[0] == run]
+            gone = [at for at in self._done if at[0] in names]
             done = {at[1:]: self._done.pop(at) for at in gone}
         return [
             (f"{role} {key!r}", f"cut from {was} to {n} {unit}: the server takes no longer ones")
