@@ -1,5 +1,6 @@
 """Several stores read as one estate."""
 
+import json
 import os
 import shutil
 import types
@@ -153,34 +154,96 @@ def test_of_two_copies_equally_full_the_later_is_carried(stores):
     assert stores.look("x", "y").runs[A].end == 9
 
 
-def test_registries_of_two_stores_are_both_carried(stores):
+def test_registries_of_two_stores_are_both_carried_and_no_versions_are_mixed(stores):
     for store, place in (("x", "1"), ("y", "2")):
         stores.experiment(store, place, f"in {store}")
         stores.put(f"{store}/models/net/meta.yaml", "name: net\n")
-        stores.put(f"{store}/{place}/models/m-{store}/meta.yaml", f"model_id: m-{store}\n")
-        stores.put(f"{store}/{place}/models/m-{store}/artifacts/w", "x")
+        stores.put(f"{store}/models/net/version-1/meta.yaml", f"name: net\nversion: 1\nsource: s3://{store}\n")
+        stores.put(f"{store}/models/net/aliases/best", "1")
+        stores.put(f"{store}/models/own-{store}/meta.yaml", f"name: own-{store}\n")
     seen = stores.look("x", "y")
-    assert sorted((record.id, record.owner) for record in seen.records) == [
-        ("m-x", "1"),
-        ("m-y", "2"),
-        ("net", ""),
-        ("net", ""),
-    ]
-    assert seen.artifacts == {("@model/m-x", "w"), ("@model/m-y", "w")}
-    assert len({ref.origin for ref in seen.refs}) == 4
+    assert {record.id for record in seen.records} == {"net", "own-x", "net-2", "own-y"}
+    found = {record.id: json.loads(record.body) for record in seen.records}
+    assert [
+        (row["name"], row["version"], row["source"])
+        for tree in found.values()
+        for row in tree.get("model_versions", ())
+    ] == [("net", 1, "s3://x"), ("net-2", 1, "s3://y")]
+    assert found["net-2"]["registered_model_aliases"] == [{"name": "net-2", "alias": "best", "version": 1}]
+    first, second = (f"mlflow:{stores.root}/{name}" for name in "xy")
+    because = f"a model in {first} has its name: it is called 'net-2'"
+    assert told(seen.oddities, "registered model 'net'") == [f"{second}: registered model 'net': {because}"]
+
+
+def test_a_new_name_is_one_that_no_store_has(stores):
+    for store, names in (("x", ("net", "net-2")), ("y", ("net", "net-3"))):
+        stores.experiment(store, 1, f"in {store}")
+        for name in names:
+            stores.put(f"{store}/models/{name}/meta.yaml", f"name: {name}\n")
+    assert sorted(record.id for record in stores.look("x", "y").records) == ["net", "net-2", "net-3", "net-4"]
+
+
+def test_what_names_a_renamed_model_names_it_still(stores):
+    for store, run in (("x", A), ("y", B)):
+        stores.experiment(store, 1, f"in {store}")
+        stores.put(f"{store}/models/net/meta.yaml", "name: net\n")
+        stores.run(store, 1, run, base="models:/net/1", other="models:/network/1")
+    seen = stores.look("x", "y")
+    assert dict(seen.runs[A].params) == {"base": "models:/net/1", "other": "models:/network/1"}
+    assert dict(seen.runs[B].params) == {"base": "models:/net-2/1", "other": "models:/network/1"}
+
+
+def test_the_registry_of_a_copy_of_a_store_is_carried_once(stores):
+    stores.experiment("x", 1, "vision")
+    stores.put("x/models/net/meta.yaml", "name: net\n")
+    shutil.copytree(stores.root / "x", stores.root / "y")
+    seen = stores.look("x", "y")
+    assert [record.id for record in seen.records] == ["net"]
+    assert len(told(seen.oddities, "carried once")) == 1
 
 
 def test_records_and_losses_are_told_under_the_new_ids(stores):
     for store, name in (("x", "vision"), ("y", "speech")):
         stores.experiment(store, 1, name)
-        stores.put(f"{store}/1/traces/t-{store}/trace_info.yaml", "request_id: t\n")
+        stores.put(f"{store}/1/traces/t-{store}/trace_info.yaml", "timestamp_ms: 5\ncolour: blue\n")
+        stores.put(f"{store}/1/models/m-{store}/meta.yaml", "name: net\n")
+        stores.put(f"{store}/1/models/m-{store}/params/depth", "3")
+        stores.put(f"{store}/1/models/m-{store}/artifacts/w", "x")
         stores.put(f"{store}/1/stray.txt", "x")
     seen = stores.look("x", "y")
     speech = next(one.id for one in seen.experiments.values() if one.name == "speech")
-    assert {record.id: record.owner for record in seen.records} == {"t-x": "1", "t-y": speech}
-    assert {loss.experiment for loss in seen.losses} == {"1", speech}
+    assert {record.id: record.owner for record in seen.records} == {
+        "t-x": "1",
+        "t-y": speech,
+        "m-x": "1",
+        "m-y": speech,
+    }
+    rows = [row for record in seen.records for some in json.loads(record.body).values() for row in some]
+    assert {row["experiment_id"] for row in rows} == {1, int(speech)}
+    assert {row["experiment_id"] for row in rows if "m-y" in row.values()} == {int(speech)}
+    assert [(ref.id, ref.experiment) for ref in seen.refs] == [
+        ("@logged_models/1", "1"),
+        ("@traces/1", "1"),
+        (f"@logged_models/{speech}", speech),
+        (f"@traces/{speech}", speech),
+    ]
+    assert len({ref.origin for ref in seen.refs}) == 4
+    assert seen.artifacts == {("@model/m-x", "w"), ("@model/m-y", "w")}
+    assert {loss.experiment for loss in seen.losses if "colour" in loss.what} == {"1", speech}
     assert {loss.experiment for loss in seen.oddities if "stray" in loss.what} == {"1", speech}
     assert all(str(stores.root) in loss.what for loss in seen.oddities if "stray" in loss.what)
+
+
+def test_a_worker_that_has_not_listed_gives_models_the_same_names(stores):
+    for store in ("x", "y"):
+        stores.experiment(store, 1, f"in {store}")
+        stores.put(f"{store}/models/net/meta.yaml", "name: net\n")
+    refs = list(stores.open("x", "y").refs())
+    found = []
+    for ref in refs:
+        with stores.open("x", "y").read([ref]) as reading:
+            found += [record.id for record in reading.records()]
+    assert found == ["net", "net-2"]
 
 
 def test_a_worker_that_has_not_listed_reads_the_same(stores):

@@ -3,7 +3,11 @@
 experiments  equal names become one; an id that another experiment has already is replaced by a new one
 runs         a run that lies in several places is carried once: the copy with more points, then the one
              that ended later, then the one in the place named first
+models       a registered model (or prompt) whose name one of another place has is called "name-2": versions
+             of two models are never mixed
 the rest     whatever a place holds besides, under the new ids of its experiments
+
+What names an experiment or a model that is called otherwise here is rewritten.
 
 A new id has 18 digits, made from the old one and the name, so that the same places give the same ids
 again and a database can keep them.
@@ -17,18 +21,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import count
 
 import pyarrow as pa
 
 from mlmigrate import fingerprint
 from mlmigrate.adapters import registry
-from mlmigrate.adapters.base import Context, Packing, Reading, Source
+from mlmigrate.adapters.base import Context, Names, Packing, Reading, Source
 from mlmigrate.address import Address
 from mlmigrate.model import Artifact, Experiment, Loss, Record, Run, RunRef
 
 _DIGITS = 18
 
+_REGISTRY = "@registry"
+
 Ids = Mapping[tuple[int, str], str]  # (which member, its experiment's id) -> the id here
+Index = dict[str, tuple["Member", RunRef]]  # origin -> the copy that is carried
 
 
 def open_source(address: Address, context: Context) -> Source:
@@ -38,7 +46,7 @@ def open_source(address: Address, context: Context) -> Source:
         for one in address.many:
             source = registry.open_source(one, context)
             opened.callback(source.close)
-            members.append(Member(len(members), one.shown, source))
+            members.append(Member(len(members), one.shown, source, one.kind))
         opened.pop_all()
         return Merged(members)
 
@@ -50,6 +58,15 @@ class Member:
     number: int
     shown: str
     source: Source
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """What the things of a member are called here; `models`: whether models are among them."""
+
+    names: Names
+    models: bool
 
 
 @dataclass(slots=True)
@@ -114,7 +131,9 @@ class Merged:
         self._members = members
         self._lock = threading.Lock()
         self._union: Union | None = None
-        self._index: dict[str, tuple[Member, RunRef]] | None = None
+        self._index: Index | None = None
+        self._names: Mapping[int, Renaming] = {}
+        self._renamed: list[Loss] = []
         self._doubles: list[Loss] = []
         self._left: dict[str, list[Loss]] = {}
         self.packing = reduce(Packing.within, (member.source.packing for member in members))
@@ -136,18 +155,57 @@ class Merged:
         """All runs, each once."""
         with self._lock:
             ids = self._ids()
-            self._doubles, self._left = [], {}
-            self._index = self._once()
-            return [_moved(ref, member, ids) for member, ref in self._index.values()]
+            index = self._listed()
+            return sorted(
+                (_moved(ref, member, ids) for member, ref in index.values()), key=lambda ref: ref.kind == "records"
+            )
+
+    def _listed(self) -> Index:
+        """Looks at all members again."""
+        self._doubles, self._left, self._renamed = [], {}, []
+        self._index = self._once()
+        self._names = self._renaming(self._index)
+        return self._index
+
+    def _renaming(self, index: Index) -> dict[int, Renaming]:
+        """What the things of each member are called here, where that is not what they are called there."""
+        moved: dict[int, dict[str, str]] = {}
+        for (number, own), here in self._ids().items():
+            if own != here:
+                moved.setdefault(number, {})[own] = here
+        models = self._models([(member, ref) for member, ref in index.values() if ref.id == _REGISTRY])
+        return {
+            n: Renaming(registry.renaming(self._members[n].kind, moved.get(n, {}), models.get(n, {})), n in models)
+            for n in moved.keys() | models.keys()
+        }
+
+    def _models(self, registries: Sequence[tuple[Member, RunRef]]) -> dict[int, dict[str, str]]:
+        """By member: the registered models whose name another one had first, and what they are called here."""
+        renamed: dict[int, dict[str, str]] = {}
+        if len(registries) < 2:  # noqa: PLR2004
+            return renamed
+        names = [(member, _names(member, ref)) for member, ref in registries]
+        taken = {name for _, some in names for name in some}
+        seen: dict[str, Member] = {}
+        for member, some in names:
+            for name in some:
+                first = seen.setdefault(name, member)
+                if first is not member:
+                    new = next(f"{name}-{n}" for n in count(2) if f"{name}-{n}" not in taken)
+                    taken.add(new)
+                    renamed.setdefault(member.number, {})[name] = new
+                    because = f"a model in {first.shown} has its name: it is called {new!r}"
+                    self._renamed.append(Loss("", f"{member.shown}: registered model {name!r}", because))
+        return renamed
 
     def _ids(self) -> Ids:
         if self._union is None:
             self._union = self._look()
         return self._union.ids
 
-    def _once(self) -> dict[str, tuple[Member, RunRef]]:
-        """Origin -> the copy that is carried, in the order of the members."""
-        index: dict[str, tuple[Member, RunRef]] = {}
+    def _once(self) -> Index:
+        """The copies that are carried, in the order of the members."""
+        index: Index = {}
         for member in self._members:
             for ref in member.source.refs():
                 origin = ref.origin or f"{member.number}:{ref.id}"
@@ -178,9 +236,8 @@ class Merged:
         """The runs that `refs` name, read from the places that hold them."""
         with self._lock:
             ids = self._ids()
-            if self._index is None:
-                self._index = self._once()
-            index = self._index
+            index = self._listed() if self._index is None else self._index
+            names = self._names
         wanted: dict[int, list[RunRef]] = {}
         gone: list[Loss] = []
         for ref in refs:
@@ -195,7 +252,7 @@ class Merged:
                 Part(self._members[number], opened.enter_context(self._members[number].source.read(own)))
                 for number, own in wanted.items()
             ]
-            yield MergedReading(readings, ids, gone)
+            yield MergedReading(readings, ids, gone, names)
 
     def oddities(self) -> Sequence[Loss]:
         """What is strange about each place, and what of several is one here."""
@@ -205,7 +262,7 @@ class Merged:
             for member in self._members
             for loss in member.source.oddities()
         ]
-        return [*found, *(self._union.oddities if self._union else ()), *self._doubles]
+        return [*found, *(self._union.oddities if self._union else ()), *self._renamed, *self._doubles]
 
     def close(self) -> None:
         """Closes every member."""
@@ -216,7 +273,18 @@ class Merged:
 
 def _moved(ref: RunRef, member: Member, ids: Ids) -> RunRef:
     origin = ref.origin or f"{member.number}:{ref.id}"
-    return replace(ref, experiment=ids.get((member.number, ref.experiment), ref.experiment), origin=origin)
+    here = ids.get((member.number, ref.experiment), ref.experiment)
+    if ref.kind == "records" and ref.experiment and ref.id.endswith(f"/{ref.experiment}"):
+        own = f"{ref.id.removesuffix(ref.experiment)}{here}"
+        return replace(ref, id=own, name=own, experiment=here, origin=origin)
+    return replace(ref, experiment=here, origin=origin)
+
+
+def _names(member: Member, ref: RunRef) -> list[str]:
+    """The names of the registered models of a member."""
+    with member.source.read([ref]) as reading:
+        found = (registry.name_of(member.kind, record) for record in reading.records())
+        return [name for name in found if name]
 
 
 def _told(loss: Loss, member: Member, ids: Ids) -> Loss:
@@ -295,8 +363,8 @@ class Part:
 class MergedReading:
     """Runs of several places, opened."""
 
-    def __init__(self, parts: Sequence[Part], ids: Ids, losses: Iterable[Loss]) -> None:
-        self._parts, self._ids = parts, ids
+    def __init__(self, parts: Sequence[Part], ids: Ids, losses: Iterable[Loss], names: Mapping[int, Renaming]) -> None:
+        self._parts, self._ids, self._names = parts, ids, names
         self._own = list(losses)
         self.losses: list[Loss] = []
         self.distinct = all(part.reading.distinct for part in parts)
@@ -312,7 +380,8 @@ class MergedReading:
     def artifacts(self) -> Iterator[Artifact]:
         """Member after member."""
         for part in self._parts:
-            yield from part.reading.artifacts()
+            names = self._models(part)
+            yield from part.reading.artifacts() if names is None else map(names.artifact, part.reading.artifacts())
         self._gather()
 
     def records(self) -> Iterator[Record]:
@@ -324,10 +393,19 @@ class MergedReading:
 
     def _run(self, part: Part, run: Run) -> Run:
         experiment = self._ids.get((part.member.number, run.experiment), run.experiment)
-        return replace(run, experiment=experiment, records=tuple(self._record(part, one) for one in run.records))
+        names = self._models(part)
+        named = run if names is None else names.run(run)
+        return replace(named, experiment=experiment, records=tuple(self._record(part, one) for one in run.records))
 
     def _record(self, part: Part, record: Record) -> Record:
-        return replace(record, owner=self._ids.get((part.member.number, record.owner), record.owner))
+        known = self._names.get(part.member.number)
+        named = record if known is None else known.names.record(record)
+        return replace(named, owner=self._ids.get((part.member.number, record.owner), record.owner))
+
+    def _models(self, part: Part) -> Names | None:
+        """What runs and files must be rewritten by: they name models, and no experiments."""
+        known = self._names.get(part.member.number)
+        return known.names if known is not None and known.models else None
 
     def _gather(self) -> None:
         self.losses[:] = [

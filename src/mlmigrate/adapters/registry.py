@@ -6,7 +6,7 @@ a module that has what adapters/base.py says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,9 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from mlmigrate.adapters.base import Context, Source, Target
+from mlmigrate.adapters.base import Context, Names, SameNames, Source, Target
 from mlmigrate.address import Address
 from mlmigrate.errors import UsageError
+from mlmigrate.model import Record
 
 BUILT_IN = {
     "archive": "mlmigrate.archive",
@@ -45,6 +46,19 @@ def open_target(address: Address, context: Context) -> Target:
     """The place opened for writing; nothing is written yet. Raises as `open_source` does."""
     target: Target = _opener(address, "open_target", "write to")(address, context)
     return target
+
+
+def name_of(kind: str, record: Record) -> str:
+    """The name that a record of such a place is found by; "" where it has none but its id."""
+    found = getattr(module_of(kind), "name_of", None)
+    return "" if found is None else str(found(record))
+
+
+def renaming(kind: str, experiments: Mapping[str, str], models: Mapping[str, str]) -> Names:
+    """What things of such a place are called once its experiments' ids and its models' names are these."""
+    found = getattr(module_of(kind), "renaming", None)
+    names: Names = SameNames() if found is None else found(experiments, models)
+    return names
 
 
 def places_under(folder: Path) -> list[Address]:

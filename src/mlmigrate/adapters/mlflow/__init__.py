@@ -9,15 +9,18 @@ and whatever else an installed plugin of MLflow knows.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
-from mlmigrate.adapters.base import Context, Source, Target
+from mlmigrate.adapters.base import Context, Names, Source, Target
 from mlmigrate.address import Address
 from mlmigrate.errors import UsageError
+from mlmigrate.model import Record
 
+NAMED = ("mlflow.registered_model", "mlflow.prompt")
 _DATABASE = re.compile(r"^(sqlite|postgresql|postgres|mysql|mariadb|mssql)(\+\w+)?://")
 _SERVER = re.compile(r"^(https?://|databricks(-uc)?(://|$)|arn:)")
 _OF_A_PLUGIN = re.compile(r"^(?!file:)([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # one letter is a drive
@@ -51,6 +54,18 @@ def places_under(folder: Path) -> list[Address]:
     files = import_module(f"{__name__}.files")
     stores = [Address("mlflow", str(store)) for store in files.stores_under(folder)]
     return stores + [Address("mlflow", f"sqlite:///{file}") for file in files.databases_under(folder)]
+
+
+def name_of(record: Record) -> str:
+    """The name that registered models and prompts are found by; "" for all else."""
+    objects = import_module(f"{__name__}.objects")
+    return str(objects.root_of(record)["name"]) if record.kind in NAMED else ""
+
+
+def renaming(experiments: Mapping[str, str], models: Mapping[str, str]) -> Names:
+    """What things are called once experiments and registered models are called so."""
+    names: Names = import_module(f"{__name__}.references").References(ids={"experiment": experiments}, models=models)
+    return names
 
 
 def shape(place: str) -> ModuleType:
