@@ -69,7 +69,7 @@ def comparable(tables, columns):
     """Rows without order, without our own tags, of the columns that both places have; true is 1."""
     made = {}
     for table, rows in tables.items():
-        kept = [row for row in rows if not str(row.get("key", "")).startswith("mlmigrate.")]
+        kept = [row for row in rows if not str(row.get("key", row.get("tag_key", ""))).startswith("mlmigrate.")]
         names = sorted(columns.get(table, set()) - OWN_IDS)
         made[table] = sorted(
             [tuple(int(row[name]) if isinstance(row[name], bool) else row[name] for name in names) for row in kept],
@@ -148,7 +148,7 @@ INSERT INTO span_metrics VALUES ('tr-1', 's1', 'cost', 0.1);
 INSERT INTO evaluation_datasets (dataset_id, name, created_time) VALUES ('d-1', 'e', 50);
 INSERT INTO evaluation_dataset_records (dataset_record_id, dataset_id, inputs, input_hash)
     VALUES ('r-1', 'd-1', '{{"q": 1}}', 'h');
-INSERT INTO webhooks (webhook_id, name, url, status) VALUES ('w', 'n', 'https://example.org', 'ACTIVE');
+INSERT INTO webhooks (webhook_id, name, url, status) VALUES ('w', 'n', 'https://example.org', 'DISABLED');
 INSERT INTO webhook_events VALUES ('w', 'model_version', 'created');
 """
 
@@ -509,4 +509,4 @@ def test_rows_whose_key_the_target_has_already_stay_and_that_is_told(full, tmp_p
     report = carry(sqlite_address(full), sqlite_address(target), tmp_path)
     assert report.failed == ()
     assert [row["description"] for row in sqlite_tables(target)["registered_models"]] == ["theirs"]
-    assert "1 rows of registered_models" in [loss.what for loss in report.losses]
+    assert "registered model 'rm'" in [loss.what for loss in report.losses]

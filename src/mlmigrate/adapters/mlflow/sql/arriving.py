@@ -33,7 +33,7 @@ from mlmigrate.adapters.mlflow.objects import (
 from mlmigrate.adapters.mlflow.references import References
 from mlmigrate.adapters.mlflow.sql import naming, registry
 from mlmigrate.adapters.mlflow.sql.homes import joined
-from mlmigrate.adapters.mlflow.sql.naming import Arranger, placed_ids, rename
+from mlmigrate.adapters.mlflow.sql.naming import Arranger, learn, placed_ids, rename
 from mlmigrate.adapters.mlflow.sql.staging import Stage, quoted
 from mlmigrate.model import ORIGIN_TAG, OURS, STAMP_TAG, Loss, Record
 
@@ -104,7 +104,8 @@ class Objects:
         self._held: list[tuple[str, Tree]] = []
         self._rows = 0
         self._unique: dict[str, dict[Id, Id]] = {}
-        _update(self.references, naming.renamed_models(session))
+        learn(self.references, naming.renamed_models(session))
+        learn(self.references, target.learned)
 
     def add(self, record: Record) -> None:
         """One more object."""
@@ -235,15 +236,14 @@ class _RegistryWriting:
         self.choices, self.numbers, losses = foresee(o.session, records, o.target.on_conflict)
         o.losses += losses
         names = {origin: origin.rpartition("@")[0] for origin in self.choices}
-        _update(
-            o.references,
-            References(
-                models={names[origin]: choice.key[1] for origin, choice in self.choices.items()},
-                versions={
-                    (names[origin], old): new for origin, found in self.numbers.items() for old, new in found.items()
-                },
-            ),
+        known = References(
+            models={names[origin]: choice.key[1] for origin, choice in self.choices.items()},
+            versions={
+                (names[origin], old): new for origin, found in self.numbers.items() for old, new in found.items()
+            },
         )
+        learn(o.references, known)
+        learn(o.target.learned, known)
 
     def write(self, kind: Kind, coming: Sequence[_Coming]) -> None:
         """Writes models whose trees were arranged, but for their names and numbers."""
@@ -274,8 +274,7 @@ class _RegistryWriting:
         for table in registry.TABLES:
             for row in tree.get(table, ()):
                 row.setdefault("workspace", choice.key[0])
-        ours = {chosen.get(number, number) for number in marks}
-        self._clear(choice, ours, found, tree)
+        self._clear(choice, found, set(marks.values()), tree)
         if choice.made:
             rows["registered_models"] += tree["registered_models"]
             rows["registered_model_tags"] += tree.get("registered_model_tags", [])
@@ -283,8 +282,8 @@ class _RegistryWriting:
             rows["registered_model_tags"] += self._staying(
                 tree, "registered_model_tags", "key", "value", found.tags, choice
             )
-        came = {number for number, origin in found.versions.items() if origin}
-        aliases = {alias: number for alias, number in found.aliases.items() if number not in came}
+        mine = {number for number, origin in found.versions.items() if origin in marks.values()}
+        aliases = {alias: number for alias, number in found.aliases.items() if number not in mine}
         rows["registered_model_aliases"] += self._staying(
             tree, "registered_model_aliases", "alias", "version", aliases, choice
         )
@@ -301,23 +300,23 @@ class _RegistryWriting:
             for number, mark in marks.items()
         ]
 
-    def _clear(self, choice: Choice, ours: set[int], found: _There, tree: Tree) -> None:
-        """Takes what came of ours earlier away: tags, aliases; of a model that we made, versions that are gone too."""
+    def _clear(self, choice: Choice, found: _There, origins: set[str], tree: Tree) -> None:
+        """Takes what came of ours earlier away: tags of versions; of a model that we made, its tags and aliases."""
         session = self.objects.session
         workspace, name = choice.key
         model = f"{session.among('workspace', [workspace])} AND {session.among('name', [name])}"
-        came = {number for number, origin in found.versions.items() if origin}
-        again = sorted(came & ours)
-        if again:
-            numbers = ", ".join(map(str, again))
+        mine = sorted(number for number, origin in found.versions.items() if origin in origins)
+        if mine:
+            numbers = ", ".join(map(str, mine))
             session.execute(f"DELETE FROM model_version_tags WHERE {model} AND version IN ({numbers})")
-        if not choice.made or not (found.versions or found.tags or found.stamps):
+        if not choice.made or not found.stamps:
             return
-        session.execute(
-            f"DELETE FROM registered_model_tags WHERE {model} AND substr(\"key\", 1, {len(OURS)}) <> '{OURS}'"
-        )
+        if not any(key.startswith(f"{ORIGIN_TAG} ") for key in found.stamps):  # else some are another's
+            session.execute(
+                f"DELETE FROM registered_model_tags WHERE {model} AND substr(\"key\", 1, {len(OURS)}) <> '{OURS}'"
+            )
         aliases = {row["alias"] for row in tree.get("registered_model_aliases", ())}
-        gone = [alias for alias, number in found.aliases.items() if number in came and alias not in aliases]
+        gone = [alias for alias, number in found.aliases.items() if number in mine and alias not in aliases]
         if gone:
             session.execute(f"DELETE FROM registered_model_aliases WHERE {model} AND {session.among('alias', gone)}")
 
@@ -471,14 +470,6 @@ def _names(session: Session, kind: Kind, columns: Sequence[str]) -> dict[Id, Id]
     chosen = ", ".join(f"{session.text(column)} AS c{n}" for n, column in enumerate((*columns, *own)))
     rows = session.rows(f"SELECT {chosen} FROM {quoted(kind.table)} WHERE 1 = 1")
     return {tuple(map(_plain, row[: len(columns)])): tuple(row[len(columns) :]) for row in rows}
-
-
-def _update(references: References, others: References) -> None:
-    """Takes more renamed models and versions in."""
-    if isinstance(references.models, dict):
-        references.models.update({old: new for old, new in others.models.items() if old != new})
-    if isinstance(references.versions, dict):
-        references.versions.update({at: new for at, new in others.versions.items() if at[1] != new})
 
 
 def foreign(session: Session, kind: Kind, ids: Sequence[str], *, before: frozenset[str]) -> set[str]:

@@ -10,9 +10,9 @@ The same is done when objects are written and when verify asks what was written.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.sql.homes import Home
     from mlmigrate.adapters.mlflow.sql.schema import Shape
 
+T = TypeVar("T")
 AT_ONCE = 2000  # ids asked for in one statement
 _OWN = ("name", "version")  # columns of a registered model's rows
 _TAG, _ALIAS = {"name", "key", "value"}, {"name", "alias", "version"}
@@ -117,26 +118,41 @@ def renamed_runs(session: Session) -> dict[str, str]:
     return {origin.partition(":")[2]: id_ for origin, id_ in rows if origin.startswith("mlflow:")}
 
 
-def renamed_models(session: Session) -> References:
+def renamed_models(session: Session, runs: Collection[str] = ()) -> References:
     """The registered models and versions that are called otherwise here.
 
-    Where models of several sources had one name, nobody can tell which is meant: then none is renamed.
+    Models of several sources may have had one name: then that is meant which has versions of `runs`, our runs
+    here, and where nobody can tell none is renamed.
     """
-    here = registered.registry(session)
-    names: dict[str, set[str]] = {}
-    for origin, (_, name) in here.places.items():
-        names.setdefault(origin.rpartition("@")[0], set()).add(name)
-    models = {old: next(iter(new)) for old, new in names.items() if len(new) == 1 and new != {old}}
-    versions: dict[tuple[str, int], set[int]] = {}
-    for value, number in session.rows(
-        f"SELECT {session.text('value')} AS o, {session.integer('version')} AS n FROM model_version_tags "
-        f"WHERE \"key\" = '{ORIGIN_TAG}'"
+    models: dict[str, set[tuple[str, bool]]] = {}
+    versions: dict[tuple[str, int], set[tuple[int, bool]]] = {}
+    for origin, (_, name) in registered.registry(session).places.items():
+        models.setdefault(origin.rpartition("@")[0], set()).add((name, False))
+    for origin, here, number, run in session.rows(
+        f"SELECT {session.text('t.value')} AS o, {session.text('t.name')} AS h, {session.integer('t.version')} AS n, "
+        f"COALESCE({session.text('v.run_id')}, '') AS r FROM model_version_tags t JOIN model_versions v "
+        "ON v.workspace = t.workspace AND v.name = t.name AND v.version = t.version "
+        f"WHERE t.\"key\" = '{ORIGIN_TAG}'"
     ):
-        name, _, rest = value.rpartition("@")[0].rpartition("/")
-        if rest.isdigit():
-            versions.setdefault((name, int(rest)), set()).add(number)
-    moved = {at: next(iter(new)) for at, new in versions.items() if len(new) == 1 and new != {at[1]}}
-    return References(models=models, versions=moved)
+        name, _, old = origin.rpartition("@")[0].rpartition("/")
+        if old.isdigit():
+            versions.setdefault((name, int(old)), set()).add((number, run in runs))
+            if run in runs:
+                models.setdefault(name, set()).add((here, True))
+    named = {name: _meant(found) for name, found in models.items()}
+    numbered = {at: _meant(found) for at, found in versions.items()}
+    return References(
+        models={old: new for old, new in named.items() if new is not None and new != old},
+        versions={at: new for at, new in numbered.items() if new is not None and new != at[1]},
+    )
+
+
+def _meant(found: Collection[tuple[T, bool]]) -> T | None:
+    """The one that is meant: the only one, or the only one of our runs."""
+    for some in ({one for one, _ in found}, {one for one, ours in found if ours}):
+        if len(some) == 1:
+            return next(iter(some))
+    return None
 
 
 @dataclass
@@ -262,6 +278,8 @@ class DatabaseNames:
             return record
         kind, tree = BY_NAME[record.kind], tree_of(record)
         columns = {table: {name for row in rows for name in row} for table, rows in tree.items()}
+        if kind.name in registered.KINDS:
+            self._learn(tree)
         if self.arranger.arrange(kind, tree) is None:
             return record
         if kind.name in registered.KINDS:
@@ -286,8 +304,18 @@ class DatabaseNames:
         references = self.arranger.references
         return relocated(artifact, id_, references.places.get(named, {}).get(references.id(named, id_)))
 
+    def _learn(self, tree: Tree) -> None:
+        """What exactly this model is called here."""
+        root = tree["registered_models"][0]
+        key = self.registry.places.get(registered.origin_of(root))
+        if key is None:
+            return
+        chosen = registered.numbers(registered.versions_of(tree), self.numbers.get(key, {}))
+        moved = {(root["name"], old): new for old, new in chosen.items()}
+        learn(self.arranger.references, References(models={root["name"]: key[1]}, versions=moved))
+
     def _registered(self, tree: Tree, columns: Mapping[str, set[str]]) -> None:
-        """A model under its name and numbers here, with what was there before."""
+        """A model under its name and numbers here, with what others have there."""
         root = tree["registered_models"][0]
         key = self.registry.places.get(registered.origin_of(root))
         if key is None:
@@ -296,16 +324,18 @@ class DatabaseNames:
         made = self.registry.owners.get(key) == registered.origin_of(root)
         chosen = registered.numbers(registered.versions_of(tree), there)
         rename(tree, Choice(key, made), chosen)
+        others = set(there) - set(chosen.values())
         if not made:
             tree["registered_models"] = self.rows_here("registered_models", sorted(columns["registered_models"]), key)
+        if not made or others:
             tags = self.rows_here("registered_model_tags", sorted(columns.get("registered_model_tags", _TAG)), key)
-            _overlay(tree, "registered_model_tags", "key", tags)
-        others = {number for number, origin in there.items() if not origin} - set(chosen.values())
+            ours = {row["key"] for row in tree.get("registered_model_tags", ())} if made else set()
+            _overlay(tree, "registered_model_tags", "key", [row for row in tags if row["key"] not in ours])
         if others:
-            columns_ = sorted(columns.get("registered_model_aliases", _ALIAS) | {"version"})
-            aliases = self.rows_here("registered_model_aliases", columns_, key)
+            known = sorted(columns.get("registered_model_aliases", _ALIAS) | {"version"})
+            aliases = self.rows_here("registered_model_aliases", known, key)
             _overlay(tree, "registered_model_aliases", "alias", [row for row in aliases if row["version"] in others])
-        self._strangers(tree, columns, set(there) - set(chosen.values()), key)
+        self._strangers(tree, columns, others, key)
 
     def _strangers(self, tree: Tree, columns: Mapping[str, set[str]], others: set[int], key: registered.Key) -> None:
         """Versions of somebody else."""
@@ -329,6 +359,14 @@ def rename(tree: Tree, choice: Choice, chosen: Mapping[int, int]) -> None:
             row["name"] = choice.key[1]
             if "version" in row:
                 row["version"] = chosen.get(row["version"], row["version"])
+
+
+def learn(references: References, others: References) -> None:
+    """Takes in what models and versions are called."""
+    if isinstance(references.models, dict):
+        references.models.update(others.models)
+    if isinstance(references.versions, dict):
+        references.versions.update(others.versions)
 
 
 def relocated(artifact: Artifact, id: str, place: str | None) -> Artifact:

@@ -77,6 +77,7 @@ class DatabaseTarget:
         self.keep_uris = context.settings.artifacts_to == "keep"
         self.store = _store(place, context.settings.artifacts_to)
         self.homes: dict[str, Home] = {}
+        self.learned = References(models={}, versions={})  # what models that came in this process are called here
         self.shape = Shape({})
         self.on_conflict = context.settings.on_conflict
         self.writing = threading.Lock()  # SQLite has one writer
@@ -167,7 +168,7 @@ class DatabaseTarget:
             return References({"run": ids})
         with self.reading() as session:
             homes = _sources(session, _homes(session), ids.values())
-            models = naming.renamed_models(session)
+            models = naming.renamed_models(session, set(ids.values()))
             places = {} if self.keep_uris else naming.places(session)
             for one in places.values():
                 if isinstance(one, naming.Places):
@@ -208,7 +209,7 @@ class DatabaseTarget:
         losses: list[Loss] = []
         changed: dict[str, list[tuple[str, str, str]]] = {}
         with self.reading() as session:
-            models = naming.renamed_models(session)
+            models = naming.renamed_models(session, ours)
             if self.keep_uris and not models.models and not models.versions:
                 return []
             places = {} if self.keep_uris else naming.places(session)
