@@ -31,9 +31,9 @@ def columns():
 def declared():
     """(where, holding) of everything that any adapter declares."""
     for name, limits in TARGETS.items():
-        yield from ((name, holding) for holding in limits.holdings)
+        yield from ((f"to {name}", holding) for holding in limits.holdings)
     for name, reads in SOURCES.items():
-        yield from ((name, holding) for holding in reads.holdings)
+        yield from ((f"from {name}", holding) for holding in reads.holdings)
 
 
 def changes():
@@ -79,7 +79,7 @@ def test_every_target_says_how_it_holds_every_kind_and_why_not(target, kind):
         assert holding.how in ("whole", "mapped") or holding.because
 
 
-@pytest.mark.parametrize("place", [*TARGETS, *SOURCES])
+@pytest.mark.parametrize("place", [*(f"to {name}" for name in TARGETS), *(f"from {name}" for name in SOURCES)])
 def test_nothing_is_declared_of_a_kind_that_there_is_not(place):
     rows = {thing.kind for things in survives.things().values() for thing in things}
     kinds = [holding.kind for where, holding in declared() if where == place]
@@ -148,7 +148,7 @@ class TestACell:
         held = Holding("mlflow.webhook", changes=(Change("webhooks.status", "it would call", "DISABLED"),))
         assert self.cell(told, held) == (
             "whole, but (1, 2)",
-            ["`webhooks.secret`: it is secret", "`webhooks.status` (becomes 'DISABLED'): it would call"],
+            ["`secret` of webhooks: it is secret", "`status` (becomes DISABLED) of webhooks: it would call"],
         )
 
     def test_is_silent_about_what_the_target_makes_again(self):
@@ -163,7 +163,7 @@ class TestACell:
         made = survives.cell(survives.Thing("mlflow.webhook", ""), Holding("mlflow.webhook"), older, current, notes)
         assert (str(made), list(notes.numbers)) == (
             "whole, but (1, 2)",
-            ["`webhooks.url`: another", "`webhooks.secret`: no place"],
+            ["`url` of webhooks: another", "`secret` of webhooks: no place"],
         )
 
 

@@ -8,9 +8,10 @@ is the weaker of both.  Everything here only reads declarations:
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlmigrate.adapters.base import LEFT_OUT, Change, Context, Holding, How, Limits, Reads
@@ -27,6 +28,9 @@ WEAKER: tuple[How, ...] = ("whole", "mapped", "record", "lost")
 WORDS: Mapping[How, str] = {"whole": "whole", "mapped": "mapped", "record": "record only", "lost": "lost"}
 CURRENT = "server 3.17"
 SERVERS = {CURRENT: (3, 17), "3.5": (3, 5), "2.22": (2, 22), "2.9": (2, 9)}
+# Each older server says of many kinds that it does not know them: one reason for all.
+_NOT_YET = re.compile(r"MLflow [\d.]+ knows no [\w ]+")
+NOT_YET = "that version of MLflow knows no such thing"
 NEVER_CARRIED = ("mlflow.gateway_secret", "mlflow.account")  # so no archive has them
 Part = Callable[[Limits], Holding]
 
@@ -56,9 +60,9 @@ class Thing:
             return self.part(place.limits)
         declared = place.limits.holding(self.kind)
         if declared is not None:
-            return _with_lengths(declared, place.limits)
+            return declared
         if place.limits.holds(self.kind):
-            return _with_lengths(Holding(self.kind), place.limits)
+            return Holding(self.kind)
         return Holding(self.kind, "lost", "the target has no place for it")
 
 
@@ -81,8 +85,13 @@ def sources() -> dict[str, Reads]:
         "file store": FILES,
         "database": DATABASE,
         "server": SERVER,
-        "archive": Reads(absent=frozenset(NEVER_CARRIED)),
+        "archive": Reads(_untold(DATABASE), frozenset(NEVER_CARRIED)),  # no source had more to tell
     }
+
+
+def _untold(reads: Reads) -> tuple[Holding, ...]:
+    """What is missing in records that came from such a place."""
+    return tuple(one for one in reads.holdings if one.changes)
 
 
 def targets() -> list[Place]:
@@ -207,16 +216,6 @@ def _overflow(length: int | None) -> str:
     return f"values are cut to {length:,} characters, and the whole text is kept as an artifact" if length else ""
 
 
-def _with_lengths(holding: Holding, limits: Limits) -> Holding:
-    """The holding with what is said of the lengths of its kind's columns."""
-    kind = objects.BY_NAME.get(holding.kind)
-    if kind is None or holding.how == "lost":
-        return holding
-    cuts = [(at, most) for at, most in limits.column_lengths if at.partition(".")[0] in kind.tables]
-    changes = tuple(Change(at, f"longer texts are cut to {most:,} characters", becomes=None) for at, most in cuts)
-    return Holding(holding.kind, holding.how, holding.because, (*holding.changes, *changes))
-
-
 PARTS = {
     "Experiments": (
         Thing("experiment.name", "name", _experiment_name),
@@ -289,14 +288,20 @@ class Notes:
 
 def cell(thing: Thing, source: Holding, place: Place, current: Holding, notes: Notes) -> Cell:
     """The weaker of what the source tells and what the target holds; `current` is what the newest server holds."""
-    held = thing.held(place)
+    held, current = _without(thing.held(place), source), _without(current, source)
     if source.how == "lost" or held.how == "lost":
         lost = source if source.how == "lost" else held
         return Cell("lost", tuple(notes.number(text) for text in _reasons(lost)))
     texts = dict.fromkeys([*_reasons(source), *_differing(held, current)])
     how = max(source.how, held.how, key=WEAKER.index)
-    but = any(one.how == "whole" and one.because for one in (source, held)) or _loses(source) or _loses(held)
-    return Cell(how, tuple(notes.number(text) for text in texts), but)
+    some_lost = any(one.how == "whole" and one.because for one in (source, held)) or _loses(source) or _loses(held)
+    return Cell(how, tuple(notes.number(text) for text in texts), some_lost and how != "record")
+
+
+def _without(held: Holding, source: Holding) -> Holding:
+    """What a target does not hold of that which the source tells."""
+    untold = {change.part for change in source.changes if change.part}
+    return replace(held, changes=tuple(change for change in held.changes if change.part not in untold))
 
 
 def _loses(holding: Holding) -> bool:
@@ -318,23 +323,33 @@ def _reasons(holding: Holding) -> list[str]:
     All parts of a record are one reason; a change that names no part is a reason of its own.
     """
     if holding.how == "lost":
-        return [holding.because]
-    by_reason: dict[str, list[str]] = {}
+        return [NOT_YET if _NOT_YET.fullmatch(holding.because) else holding.because]
+    by_reason: dict[str, list[Change]] = {}
     for change in holding.changes:
         if change.lost:
-            by_reason.setdefault(change.because, []).append(_part(change))
-    plain = [because for because, parts in by_reason.items() if parts == [""]]
-    parted = [f"{', '.join(parts)}: {because}" for because, parts in by_reason.items() if parts != [""]]
+            by_reason.setdefault(change.because, []).append(change)
+    plain = [because for because, changes in by_reason.items() if not changes[0].part]
+    parted = [f"{_parts(changes)}: {because}" for because, changes in by_reason.items() if changes[0].part]
     joined = "; ".join(filter(None, [holding.because, *parted]))
     return [joined, *plain] if joined else plain
 
 
-def _part(change: Change) -> str:
-    what = f"`{change.part}`" if change.part else ""
-    if change.becomes in (LEFT_OUT, None):
-        return what
-    shown = f"{change.becomes!r}" if change.becomes != "" else "empty"
-    return f"{what} (becomes {shown})"
+def _parts(changes: Sequence[Change]) -> str:
+    """What changes: tables, and columns of tables."""
+    columns: dict[str, list[str]] = {}
+    for change in changes:
+        table, _, column = change.part.partition(".")
+        columns.setdefault(table, []).append(_column(column, change))
+    told = [f"{', '.join(names)} of {table}" if all(names) else f"`{table}`" for table, names in columns.items()]
+    return ", ".join(told)
+
+
+def _column(column: str, change: Change) -> str:
+    if not column or change.becomes in (LEFT_OUT, None):
+        return f"`{column}`" if column else ""
+    values = ", ".join(map(str, change.only))
+    becomes = f"{values} become" if values else "becomes"
+    return f"`{column}` ({becomes} {change.becomes if change.becomes != '' else 'empty'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +406,7 @@ adapters declare, the same that `mlmigrate plan` and the report of a move count 
 A source that a line does not name has no such thing. "server" is MLflow over HTTP, "database" its backend store
 (SQLite or PostgreSQL; MySQL and MariaDB are read alone), "file store" a folder like `mlruns`. File stores are read
 alone. Older servers lack what MLflow did not have then: keep the archive, and import it again when the server is newer.
+Everywhere but in an archive, a text that is longer than MLflow's own column for it is cut, and the report tells which.
 """
 
 

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from mlmigrate.adapters.base import Change, Holding, Reads
 
+_AGAIN = "the target makes it again"
+_ENCRYPTED = "{}secrets can be read only by the server that encrypted them"
+_NO_ACCOUNTS = (
+    "the accounts of MLflow's basic-auth app lie in a database of their own (`basic_auth.db`) that mlmigrate does "
+    "not read, and no server shows passwords"
+)
+
 READS = Reads(
     holdings=(
         Holding("run.deletion", because="the API does not tell when a run was deleted"),
@@ -11,25 +18,31 @@ READS = Reads(
         Holding("run.artifacts", because="a server cannot hand out files with `#` in their names"),
         Holding(
             "mlflow.logged_model",
-            because="deleted ones are not shown",
+            because="the API does not show deleted ones",
             changes=(
-                Change("logged_models.lifecycle_stage", "it is always that of a model that is not deleted", lost=False),
                 Change("logged_model_metrics.dataset_uuid", "datasets are told by name and digest", lost=False),
                 Change("inputs.input_uuid", "links are told without their ids", lost=False),
             ),
         ),
-        Holding("mlflow.registered_model", because="deleted versions are not shown"),
-        Holding("mlflow.prompt", because="deleted versions are not shown"),
+        Holding("mlflow.registered_model", because="the API does not show deleted versions"),
+        Holding("mlflow.prompt", because="the API does not show deleted versions"),
         Holding("mlflow.dataset", "lost", "the API shows only datasets that a run read"),
         Holding(
             "mlflow.trace",
             changes=(
-                Change("trace_metrics", "the target makes them again", lost=False),
-                Change("span_metrics", "the target makes them again", lost=False),
+                Change(
+                    "trace_request_metadata.value",
+                    "the API shows the first 250 characters; what may have been longer is told",
+                ),
+                Change("trace_metrics", _AGAIN, lost=False),
+                Change("span_metrics", _AGAIN, lost=False),
+                Change("entity_associations.association_id", "links are told without their ids", lost=False),
             ),
         ),
-        Holding("mlflow.webhook", changes=(Change("webhooks.secret", "the API never shows it"),)),
-        Holding("mlflow.gateway_secret", "lost", "the API shows them masked"),
-        Holding("mlflow.account", "lost", "passwords are never shown, and accounts are useless without"),
+        Holding("mlflow.webhook", changes=(Change("webhooks.secret", _ENCRYPTED.format("webhook ")),)),
+        Holding("mlflow.gateway_secret", "lost", _ENCRYPTED.format("")),
+        Holding("mlflow.mcp_server", "lost", "they are read from a database alone"),
+        Holding("mlflow.job", "lost", "they are read from a database alone"),
+        Holding("mlflow.account", "lost", _NO_ACCOUNTS),
     ),
 )

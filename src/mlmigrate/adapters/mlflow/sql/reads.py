@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from mlmigrate.adapters.base import Change, Holding, Reads
+from mlmigrate.adapters.mlflow.objects import KINDS
+from mlmigrate.adapters.mlflow.sql.schema import LEFT_OUT, SECRETS
 
+_UNTOLD = tuple(
+    Holding(kind.record, changes=(Change(f"{kind.table}.{SECRETS[kind.table][0]}", SECRETS[kind.table][1]),))
+    for kind in KINDS
+    if kind.table in SECRETS
+)
 READS = Reads(
     holdings=(
         Holding(
             "run.artifacts",
             because="`mlflow-artifacts:` is a place that only the server knows: name its folder with `--artifacts-at`",
         ),
-        Holding(
-            "mlflow.webhook",
-            changes=(Change("webhooks.secret", "it is encrypted with a key that only the server has"),),
-        ),
-        Holding("mlflow.gateway_secret", "lost", "they are encrypted with keys that only the server has"),
+        *_UNTOLD,
+        Holding("mlflow.gateway_secret", "lost", LEFT_OUT["secrets"]),
         Holding(
             "mlflow.account",
             "lost",
-            "the accounts of MLflow's basic-auth app lie in a database of their own (`basic_auth.db`), "
-            "which mlmigrate does not read",
+            "the accounts of MLflow's basic-auth app lie in a database of their own (`basic_auth.db`) that mlmigrate "
+            "does not read, and no server shows passwords",
         ),
     ),
 )
