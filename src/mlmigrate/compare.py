@@ -18,6 +18,7 @@ from mlmigrate.model import Record
 Row = Mapping[str, object]
 Tables = Mapping[str, Sequence[Row]]
 Shape = tuple[tuple[str, frozenset[str]], ...]  # the tables of a record, and the columns of each
+_encoded = msgspec.json.Encoder(order="sorted").encode
 _DIGEST = 8  # bytes, for one table of one record
 
 
@@ -99,9 +100,12 @@ def _digests(body: Tables, shape: Shape) -> bytes:
 
 
 def _rows(rows: Sequence[Row], columns: frozenset[str]) -> bytes:
-    slim = ({name: value for name, value in row.items() if name in columns} for row in rows)
-    texts = sorted(msgspec.json.encode(row, order="sorted") for row in slim)
+    texts = sorted(_encoded(row if row.keys() == columns else _slim(row, columns)) for row in rows)
     return hashlib.blake2b(b"\0".join(texts), digest_size=_DIGEST).digest()
+
+
+def _slim(row: Row, columns: frozenset[str]) -> Row:
+    return {name: value for name, value in row.items() if name in columns}
 
 
 def _piece(digests: bytes, number: int) -> bytes:

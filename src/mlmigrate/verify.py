@@ -250,6 +250,8 @@ class _Comparison:
                 self._record(record.kind, record.id, self._there_name(record.owner), differing)
 
         files = self._files_of(here, self.both.source, self.both.recipe, self.names, mean)
+        self.artifacts += len(files)
+        self.size += sum(size or 0 for size, _ in files.values())
         found = self._files_of(there, self.both.there, plain, SameNames(), met)
         for kind, id_, owner in expected.left():
             self._record(kind, id_, self._name(owner), "not there")
