@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import json
 import re
 import threading
@@ -18,7 +19,14 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import faults
 
-SEARCHES = ("experiments/search", "runs/search", "registered-models/search", "model-versions/search")
+SEARCHES = (
+    "experiments/search",
+    "runs/search",
+    "registered-models/search",
+    "model-versions/search",
+    "logged-models/search",
+    "traces/search",
+)
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
 
@@ -173,6 +181,22 @@ class Databricks(Managed):
             self.refuse("folder", 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": said})
 
 
+class UnityCatalog(Databricks):
+    """A registry of its own: other paths, no search for tags, versions by the name of their model alone."""
+
+    def served(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        place = urlsplit(path).path
+        registry = place.endswith(("registered-models/search", "model-versions/search"))
+        if registry and "/unity-catalog/" not in place:
+            self.refuse("registry", 403, {"error_code": "PERMISSION_DENIED", "message": "Use Unity Catalog"})
+        asked = parse_qs(urlsplit(path).query).get("filter", [""])[0]
+        if place.endswith("registered-models/search") and asked:
+            self.refuse("filter", 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "No filters"})
+        if place.endswith("model-versions/search") and not re.fullmatch("name = ('[^']*'|\"[^\"]*\")", asked):
+            self.refuse("filter", 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Only by name"})
+        return super().served(method, path.replace("/unity-catalog/", "/"), body, headers)
+
+
 class AzureMl(Managed):
     """A path that names the workspace; ids that are not hexadecimal; no `!=` on tags; nulls; 250 points a call."""
 
@@ -225,8 +249,13 @@ class AzureMl(Managed):
             run["info"].setdefault("end_time", None)
             run["data"].setdefault("metrics", None)
             run["inputs"] = None
-        for experiment in found.get("experiments", ()):
-            experiment.setdefault("tags", None)
+        for thing in (
+            *found.get("experiments", ()),
+            *found.get("registered_models", ()),
+            *found.get("model_versions", ()),
+        ):
+            for name in ("tags", "description", "aliases", "latest_versions"):
+                thing.setdefault(name, None)
         return json.dumps(found).encode()
 
 

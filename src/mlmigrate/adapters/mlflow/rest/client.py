@@ -33,11 +33,11 @@ from mlmigrate.adapters.mlflow.rest.managed import (
     answered,
     asked,
     asked_path,
-    holds_none,
     parent,
     pieces,
     rate_of,
     too_long,
+    unasked,
     without_nulls,
 )
 from mlmigrate.adapters.mlflow.rest.wire import Anything, decode, encode
@@ -333,8 +333,8 @@ class Client:
 
     def _whole(self, method: str, path: str, params: Params | None, body: object) -> bytes:
         service = self.login.service
-        if holds_none(service, path, params):
-            return b"{}"
+        if (known := unasked(service, path, params)) is not None:
+            return known
         params = None if params is None else asked(service, path, params)
         data = None if body is None else encode(asked(service, path, body) if isinstance(body, dict) else body)
         headers = {"Content-Type": "application/json"} if data is not None else {}

@@ -269,9 +269,17 @@ def asked(service: Service, path: str, body: Mapping[str, Any]) -> dict[str, Any
     return known
 
 
-def holds_none(service: Service, path: str, body: object) -> bool:
-    """Whether nothing can be there, and need not be asked for: Unity Catalog knows no filter, and no prompts."""
-    return service.unity_catalog and path.endswith("registered-models/search") and bool(_filter(body))
+def unasked(service: Service, path: str, body: object) -> bytes | None:
+    """The answer that needs no asking; None where the service is to be asked.
+
+    Unity Catalog finds models by nothing, and versions by the name of their model alone. Raises MigrateError for what
+    it would refuse.
+    """
+    if not service.unity_catalog:
+        return None
+    if path.endswith("registered-models/search") and _filter(body):
+        raise MigrateError("Unity Catalog cannot be searched for tags.")
+    return b"{}" if path.endswith("model-versions/search") and "name = " not in _filter(body) else None
 
 
 def parent(service: Service, path: str, body: object) -> str:
