@@ -6,6 +6,7 @@ A hard run found later becomes a line here, and every adapter meets it.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -155,8 +156,10 @@ def place_of(held: Sequence[Held], salt: str = "") -> Memory:
     so that one server can meet them again and again.
     """
     memory = Memory()
+    later = zlib.crc32(salt.encode()) if salt else 0  # an experiment is known again by its id and its creation
     for experiment in EXPERIMENTS:
-        memory.add(replace(experiment, name=experiment.name + salt))
+        created = (experiment.created or 0) + later
+        memory.add(replace(experiment, name=experiment.name + salt, created=created))
     for one in held:
         salted = _salted(one, salt)
         memory.held[salted.run.origin] = salted

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 from mlmigrate.adapters.base import Settings
 from mlmigrate.adapters.mlflow.objects import Named
@@ -27,6 +27,7 @@ from mlmigrate.adapters.mlflow.rest.client import Client
 from mlmigrate.adapters.mlflow.rest.server import Server
 from mlmigrate.adapters.mlflow.rest.uploads import Uploads
 from mlmigrate.adapters.mlflow.rest.writing import Writing
+from mlmigrate.errors import MigrateError, NotFound, Unavailable
 from mlmigrate.model import Artifact, Loss, Record
 
 HERE = "mlmigrate.adapters.mlflow.rest."
@@ -69,26 +70,55 @@ class Writer(Protocol):
 class Known:
     """What the source's things are called here, filled as they are found and made; shared by all packs.
 
-    `references` sees every later change.
+    by_origin   of registered models and versions: name or number here, by origin
+    references  rewrites with all that; it sees every later change
     """
 
     ids: dict[Named, dict[str, str]] = field(default_factory=dict)
     places: dict[Named, dict[str, str]] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     versions: dict[tuple[str, int], int] = field(default_factory=dict)
+    by_origin: dict[str, str] = field(default_factory=dict)
+    here: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        for named in ("run", "experiment", "logged_model", "evaluation_dataset"):
-            self.ids[cast("Named", named)] = {}
-        for named in ("run", "logged_model"):
-            self.places[cast("Named", named)] = {}
+        everything: tuple[Named, ...] = ("run", "experiment", "logged_model", "evaluation_dataset")
+        for named in everything:
+            self.ids.setdefault(named, {})
+        for named in everything[:3:2]:
+            self.places.setdefault(named, {})
         self.references = References(self.ids, self.places, self.models, self.versions)
 
     def note(self, named: Named, id: str, here: str, place: str = "") -> None:
         """Something has this id here, and its artifacts this place."""
         self.ids[named][id] = here
+        self.here.add(here)
         if place:
             self.places[named][id] = place
+
+    def name(self, origin: str, here: str) -> None:
+        """A registered model of this origin (`objects.model_origin`) has this name here."""
+        self.by_origin[origin] = here
+        self.models[origin.rpartition("@")[0]] = here
+
+    def number(self, origin: str, here: int) -> None:
+        """A version of this origin (`objects.version_origin`) has this number here."""
+        self.by_origin[origin] = str(here)
+        name, _, number = origin.rpartition("@")[0].rpartition("/")
+        if number.isdigit() and int(number) != here:
+            self.versions[name, int(number)] = here
+
+    def of(self, name: str, here: str, versions: Mapping[int, str]) -> Known:
+        """The same, where `name` is the model of that name here, with these versions (number -> origin)."""
+        numbers = {(name, n): int(self.by_origin[origin]) for n, origin in versions.items() if origin in self.by_origin}
+        return Known(self.ids, self.places, {**self.models, name: here or name}, {**self.versions, **numbers})
+
+    def waits(self, text: str) -> bool:
+        """Whether a text, already rewritten, names something that is not known here, and may be later."""
+        if any(name not in self.models for name in _NAMED.findall(text)):
+            return True
+        ids = _IDS.findall(_UUID.sub("", text))
+        return any(id_ not in self.here and all(id_ not in known for known in self.ids.values()) for id_ in ids)
 
 
 @dataclass
@@ -121,6 +151,18 @@ class Frame:
     def lose(self, what: str, because: str, experiment: str = "") -> None:
         """Something does not arrive as it was; `experiment` is the source's id."""
         self.losses.append(Loss("", what, because, experiment))
+
+    def on_run(self, run: str, call: Callable[[], None]) -> None:
+        """Makes a call that writes to the run of this id here, also when that is deleted."""
+        try:
+            call()
+        except (Unavailable, NotFound):
+            raise
+        except MigrateError:
+            if self.writing.get(run).info.lifecycle_stage != "deleted":
+                raise
+            with self.active(run):
+                call()
 
     @contextmanager
     def active(self, run: str) -> Iterator[None]:
@@ -187,23 +229,13 @@ def _classes() -> Mapping[str, type[Writer]]:
     return {f"{at}:{kind}": getattr(found[at], kind) for at, _, kind in named if hasattr(found.get(at), kind)}
 
 
-# An id, a models:/ URI or an artifact place: what References may change. A model_uuid is nobody's id.
+# What References may change. A model_uuid is nobody's id.
 _MAY_REFER = re.compile(r"(?<![0-9A-Za-z])(?:m-|tr-|d-)?[0-9a-f]{32}(?![0-9A-Za-z])|models:/")
 _IDS = re.compile(r"(?<![0-9A-Za-z])(?:m-|tr-|d-)?[0-9a-f]{32}(?![0-9A-Za-z])")
-_UUID = re.compile(r"model_uuid\\?\"?'?\s*:\s*\\?\"?'?[0-9a-f]{32}")
+_NAMED = re.compile(r"models:/([^/\s\"'#?@]+)(?:/\d+(?![\w.])|@)")
+_UUID = re.compile(r"model_uuid\W{1,8}[0-9a-f]{32}")
 
 
 def may_refer(text: str) -> bool:
     """Whether a text may name something by its id or its name."""
     return _MAY_REFER.search(text) is not None
-
-
-def unknown(text: str, here: Mapping[Named, Mapping[str, str]], ours: Callable[[str], bool]) -> bool:
-    """Whether a text, already rewritten, still names something by an id that is not known here."""
-    ids = _IDS.findall(_UUID.sub("", text))
-    return any(not ours(id_) and all(id_ not in known for known in here.values()) for id_ in ids)
-
-
-def text_of(value: Any) -> str:  # noqa: ANN401  # a column of a row
-    """A column as text; "" for null."""
-    return "" if value is None else str(value)

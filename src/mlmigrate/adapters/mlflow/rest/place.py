@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlmigrate.adapters.mlflow.references import LARGEST_MLMODEL, MLMODEL, RUN_TAGS, rewritten
+from mlmigrate.adapters.mlflow.rest.objects import Frame, Known, Writers, may_refer
 from mlmigrate.adapters.mlflow.rest.uploads import Uploads
+from mlmigrate.adapters.mlflow.rest.waiting import Waits, encoded
 from mlmigrate.adapters.mlflow.rest.wire import WireRun
 from mlmigrate.adapters.mlflow.rest.writing import (
     DELETED_TAG,
     NAME_TAG,
-    REFERENCES,
     TAGS,
+    WAITS_TAG,
     Writing,
     is_whole,
     pairs,
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
 WRITERS = 8
 BLOCK = 20_000  # points that are sorted and sent together
 UNDER_WAY = 3 * WRITERS  # calls that wait for their turn: what bounds memory
-HISTORY_TAG = "mlflow.log-model.history"
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Draft:
     tags: list[dict[str, str]] = field(default_factory=list)
     held: list[pa.RecordBatch] = field(default_factory=list)
     holding: int = 0
+    waits: Waits = field(default_factory=Waits)
     turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -60,17 +63,36 @@ class Draft:
 class RestPlace:
     """A pack. `losses` is complete after `commit`."""
 
-    def __init__(
-        self, target: RestTarget, writing: Writing, pool: Executor, refs: Sequence[RunRef], allow: tuple[str, ...]
-    ) -> None:
+    def __init__(self, target: RestTarget, writing: Writing, pool: Executor, refs: Sequence[RunRef]) -> None:
         self._target, self._writing, self._pool = target, writing, pool
+        self._refs = refs
         self._stamps = {ref.id: ref.stamp for ref in refs}
-        self._origins = {ref.id: ref.origin for ref in refs}
         self._drafts: dict[str, Draft] = {}
         self._last: Draft | None = None  # whose points came last
         self._under_way: set[Future[Any]] = set()
         self.losses: list[Loss] = []
-        self._uploads = Uploads(writing.client, allow, self.losses)
+        self._uploads = Uploads(writing.client, target.settings.allow_artifacts, self.losses)
+        self._writers = Writers(self._frame())
+
+    @property
+    def _known(self) -> Known:
+        return self._target.known
+
+    def _frame(self) -> Frame:
+        target = self._target
+        return Frame(
+            client=self._writing.client,
+            server=target.server,
+            settings=target.settings,
+            known=target.known,
+            writing=self._writing,
+            uploads=self._uploads,
+            home=lambda experiment: target.homes.home(experiment)[0],
+            later=self._later,
+            settle=lambda: self._wait(0),
+            losses=self.losses,
+            turns=target.turns,
+        )
 
     def begin(self, runs: Sequence[Run]) -> None:
         """Finds the runs that an earlier try left, makes the others."""
@@ -80,12 +102,13 @@ class RestPlace:
         for draft, future in zip(drafts, futures, strict=True):
             future.result()
             self._drafts[draft.run.id] = draft
-            self._target.known[draft.run.origin] = draft.id
+            self._target.origins[draft.run.origin] = draft.id
+            self._known.note("run", draft.run.id, draft.id, draft.uri)
         for future in [self._pool.submit(self._refer, draft) for draft in drafts if not draft.done]:
             future.result()
 
     def _draft(self, run: Run) -> Draft:
-        experiment, deleted = self._target.home(run.experiment)
+        experiment, deleted = self._target.homes.home(run.experiment)
         if deleted and not run.deleted:
             self._lose(run, "not being deleted", "its experiment is deleted, and MLflow deletes its runs with it")
         return Draft(run, self._stamps.get(run.id, run.stamp), experiment)
@@ -98,7 +121,7 @@ class RestPlace:
             for run in self._writing.between(experiment, min(starts), max(starts)):
                 found.setdefault(run.tags[ORIGIN_TAG], []).append(run)
         for draft in drafts:  # one whose start changed since it was copied
-            if draft.run.origin not in found and (there := self._target.known.get(draft.run.origin)):
+            if draft.run.origin not in found and (there := self._target.origins.get(draft.run.origin)):
                 found[draft.run.origin] = [self._writing.get(there)]
         for runs in found.values():
             runs.sort(key=lambda one: (not is_whole(one), one.id))
@@ -113,7 +136,6 @@ class RestPlace:
         first = dict(list(self._tags(draft).items())[: TAGS - 10])
         made = self._writing.create(draft.run, draft.experiment, first)
         draft.id, draft.uri = made.id, made.info.artifact_uri
-        draft.params = pairs({key: str(value) for key, value in draft.run.params.items()})
         draft.tags = [tag for tag in pairs(self._tags(draft)) if tag["key"] not in first and tag["key"] != NAME_TAG]
 
     def _adopt(self, draft: Draft, there: WireRun) -> None:
@@ -126,20 +148,11 @@ class RestPlace:
         if there.info.lifecycle_stage == "deleted":
             self._writing.restore(there.id)
         means = self._tags(draft)
-        gone = [key for key in has if key not in means and key not in (NAME_TAG, *REFERENCES)]
+        kept = {NAME_TAG, WAITS_TAG, *draft.run.tags}
+        gone = [key for key in has if key not in means and key not in kept]
         for key in sorted(gone, key=lambda name: name != STAMP_TAG):  # the stamp first: it is not whole now
             self._writing.delete_tag(there.id, key)
         draft.tags = [tag for tag in pairs(means) if has.get(tag["key"]) != tag["value"] and tag["key"] != NAME_TAG]
-        self._adopt_params(draft, there)
-
-    def _adopt_params(self, draft: Draft, there: WireRun) -> None:
-        """Params that are there cannot be changed nor deleted."""
-        has = {pair.key: pair.value for pair in there.data.params}
-        means = {key: str(value) for key, value in draft.run.params.items()}
-        draft.params = pairs({key: value for key, value in means.items() if key not in has})
-        for key, value in has.items():
-            if means.get(key) != value:
-                self._lose(draft.run, f"param {key!r}", "changed since it was copied, and MLflow changes no param")
         for what, old, new in (
             ("start", there.info.start_time, draft.run.start),
             ("user", there.info.user_id, draft.run.user),
@@ -147,35 +160,35 @@ class RestPlace:
             if (old or 0) != (new or 0) and (old or new):
                 self._lose(draft.run, what, "changed since it was copied, and MLflow changes it no more")
 
+    def _params(self, draft: Draft, means: Mapping[str, str]) -> None:
+        """Params that are there cannot be changed nor deleted."""
+        has = {} if draft.adopted is None else {pair.key: pair.value for pair in draft.adopted.data.params}
+        draft.params = pairs({key: value for key, value in means.items() if key not in has})
+        for key, value in has.items():
+            if means.get(key) != value:
+                self._lose(draft.run, f"param {key!r}", "changed since it was copied, and MLflow changes no param")
+
     def _tags(self, draft: Draft) -> dict[str, str]:
-        """All tags that the run shall have before its stamp, but for references."""
-        references = REFERENCES.values()
+        """The tags that the run shall have before its stamp, but for those that may name others."""
         tags = {ORIGIN_TAG: draft.run.origin}
         tags |= {DELETED_TAG: "true"} if draft.deleted else {}
         own = {key: value for key, value in draft.run.tags.items() if not key.startswith(OURS)}
-        return tags | {key: value for key, value in own.items() if key not in references and key != HISTORY_TAG}
+        return tags | {key: value for key, value in own.items() if key not in RUN_TAGS and not may_refer(value)}
 
     def _refer(self, draft: Draft) -> None:
-        """Tags that name runs by id: by the id here where that is known, else kept, with a helper that waits."""
-        run = draft.run
-        if HISTORY_TAG in run.tags:
-            draft.tags.append({"key": HISTORY_TAG, "value": run.tags[HISTORY_TAG].replace(run.id, draft.id)})
+        """Tags and params that name things by id: by the ids here where those are known; the others wait."""
+        run, means = self._known.references.run(draft.run), self._tags(draft)
         has = draft.adopted.tags if draft.adopted is not None else {}
-        for helper, tag in REFERENCES.items():
-            named = run.tags.get(tag, "")
-            origin = self._origin(run, named)
-            if not named or origin in self._target.known:
-                if helper in has:
-                    self._writing.delete_tag(draft.id, helper)
-                draft.tags += pairs({tag: self._target.known[origin]}) if named else []
-            else:
-                draft.tags += pairs({tag: named, helper: origin})
-
-    def _origin(self, run: Run, id: str) -> str:
-        """Where the run of this id came from: from the same place as the run that names it."""
-        if id in self._origins:
-            return self._origins[id]
-        return run.origin[: -len(run.id)] + id if run.origin.endswith(run.id) else id
+        for key, value in run.tags.items():
+            if key in means or key.startswith(OURS):
+                continue
+            if has.get(key) != value:
+                draft.tags.append({"key": key, "value": value})
+            if self._known.waits(value) or (key in RUN_TAGS and value and value not in self._known.here):
+                draft.waits.tags.append(key)
+        params = {key: str(value) for key, value in run.params.items()}
+        draft.waits.params += [key for key, value in params.items() if may_refer(value) and self._known.waits(value)]
+        self._params(draft, params)
 
     def points(self, batch: pa.RecordBatch) -> None:
         """Holds points until there are enough of a run to send; several runs are sent at once."""
@@ -203,18 +216,46 @@ class RestPlace:
 
     def put(self, artifact: Artifact) -> None:
         """Sends a file; small ones several at once."""
+        if artifact.owner.startswith("@"):
+            self._writers.put(artifact)
+            return
         draft = self._of(artifact.owner)
         if draft.done:
             return
-        call = self._uploads.of(draft.id, draft.uri, artifact)
+        call = self._uploads.of(draft.id, draft.uri, self._named(draft, artifact))
         if call is not None:
             self._later(call)
 
+    def _named(self, draft: Draft, artifact: Artifact) -> Artifact:
+        """The file; what an MLmodel file names is named as it is here."""
+        if artifact.path.rpartition("/")[2] != MLMODEL or (artifact.size or 0) > LARGEST_MLMODEL:
+            return artifact
+
+        def text(before: str) -> str:
+            after = self._known.references.text(before)
+            if self._known.waits(after):
+                draft.waits.files.append(artifact.path)
+            return after
+
+        return rewritten(artifact, text)
+
     def keep(self, record: Record) -> None:
-        """Nothing: the limits say that no record can be held."""
+        """Takes an object beside runs."""
+        self._writers.keep(record)
 
     def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  there is no call for them
         """What is left of each run, then its stamp."""
+        self._writers.commit()
+        self._commit_runs()
+        for ref in self._refs:
+            if ref.kind == "records":
+                self._target.homes.mark(ref)
+        return {draft.run.origin: draft.id for draft in self._drafts.values()}
+
+    def _commit_runs(self) -> None:
+        for draft in self._drafts.values():
+            if not draft.done and draft.waits:
+                draft.tags.append({"key": WAITS_TAG, "value": encoded(draft.waits)})
         for draft in self._drafts.values():
             if draft.holding or draft.params or draft.tags:
                 self._send(draft)
@@ -223,7 +264,6 @@ class RestPlace:
             if not draft.done:
                 self._later(self._close, draft)
         self._wait(0)
-        return {draft.run.origin: draft.id for draft in self._drafts.values()}
 
     def _close(self, draft: Draft) -> None:
         run, writing = draft.run, self._writing
@@ -235,6 +275,8 @@ class RestPlace:
             self._lose(run, "having no end time", "it had one when it was copied before, and MLflow takes none back")
         if NAME_TAG not in run.tags:
             writing.delete_tag(draft.id, NAME_TAG)
+        if not draft.waits and draft.adopted is not None and WAITS_TAG in draft.adopted.tags:
+            writing.delete_tag(draft.id, WAITS_TAG)
         for surplus in writing.surplus(run.origin, draft.experiment, draft.id):
             writing.remove(surplus)
         for what, because in writing.client.cuts.of(draft.id, run.origin):

@@ -12,12 +12,11 @@ from mlmigrate.adapters.mlflow.rest.client import Client
 from mlmigrate.adapters.mlflow.rest.source import API, SURPLUS_TAG, run_pages
 from mlmigrate.adapters.mlflow.rest.wire import Anything, OneRun, WireRun
 from mlmigrate.errors import BadData, NotFound
-from mlmigrate.model import ORIGIN_TAG, OURS, PARENT_TAG, STAMP_TAG, DatasetInput, Run
+from mlmigrate.model import ORIGIN_TAG, OURS, STAMP_TAG, DatasetInput, Run
 
 DELETED_TAG = OURS + "deleted"
-ROOT_TAG = "mlflow.rootRunId"
 NAME_TAG = "mlflow.runName"
-REFERENCES = {OURS + "ref.parent": PARENT_TAG, OURS + "ref.root": ROOT_TAG}  # helper -> the tag it stands for
+WAITS_TAG = OURS + "waits"  # names what of a run still speaks of things that were not there: see waiting
 PARAMS = TAGS = 100  # MLflow's own bounds on one log-batch
 ENTITIES = 1000  # metrics, params and tags together
 
