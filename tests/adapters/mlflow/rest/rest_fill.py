@@ -34,7 +34,7 @@ def main(url: str) -> None:
         scorers(url, experiment)
         webhooks(client)
     if VERSION >= (3, 14):
-        newest(url, experiment)
+        newest(url, experiment, other)
 
 
 def call(url: str, path: str, body: dict | None, method: str = "POST") -> dict:
@@ -187,13 +187,16 @@ def webhooks(client: MlflowClient) -> None:
         )  # fmt: skip
 
 
-def newest(url: str, experiment: str) -> None:
+def newest(url: str, experiment: str, other: str) -> None:
     """By plain requests: the client's own words for these are young."""
     api = "api/3.0/mlflow"
     issue = {"experiment_id": experiment, "name": "hallucinates", "description": "größe", "severity": "high"}
     call(url, f"{api}/issues", {**issue, "root_causes": ["a", "ü"], "categories": ["c"], "created_by": "anna"})
     call(url, f"{api}/issues", {"experiment_id": experiment, "name": "slow", "description": "so slow"})
     reviews(url, experiment)
+    call(url, f"{api}/label-schemas/list?experiment_id={experiment}", None, "GET")  # as MLflow's own pages do
+    body = {"experiment_id": other, "name": "never looked at", "type": "FEEDBACK", "input": {"text": {}}}
+    call(url, f"{api}/label-schemas/create", body)
     gateway(url, experiment)
 
 

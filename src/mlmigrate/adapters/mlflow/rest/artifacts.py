@@ -6,7 +6,8 @@ nobody named:
     mlflow-artifacts:/...        asked from the server itself, through its proxy
     s3:, gs:, ... (known hosts)  through MLflow's own repositories, when MLflow is installed
     what --allow-artifacts says  likewise
-    all else                     asked from the server, run by run: it reads its own disk for us
+    all else                     asked from the server, run by run or model by model: it reads its own disk for us;
+                                 of a trace it gives one file, its spans
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from mlmigrate.adapters.mlflow.repositories import allowed, direct, repository_artifacts, strange_path
 from mlmigrate.adapters.mlflow.rest.client import Client, Params, path_of
@@ -30,6 +31,12 @@ from mlmigrate.model import Artifact, Loss
 PROXY = "api/2.0/mlflow-artifacts/artifacts"
 LIST = "api/2.0/mlflow/artifacts/list"
 GET = "get-artifact"
+MODEL = "@model/"
+MODEL_LIST = "api/2.0/mlflow/logged-models/{}/artifacts/directories"
+MODEL_GET = "ajax-api/2.0/mlflow/logged-models/{}/artifacts/files"
+TRACE = "@trace/"
+TRACE_FILE = "traces.json"
+TRACE_GET = "ajax-api/2.0/mlflow/get-trace-artifact"
 SMALL = 1 << 20  # bytes; smaller files are fetched ahead
 AHEAD = 16  # files
 DEEPEST = 100  # folders in folders; a listing that goes deeper goes round in circles
@@ -37,16 +44,18 @@ DEEPEST = 100  # folders in folders; a listing that goes deeper goes round in ci
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Where the files of one run are asked for: a folder of the proxy, or the run itself."""
+    """Where the files of one run, model or trace are asked for: a folder of the proxy, or by their owner."""
 
     run: str
-    folder: str | None  # None: ask by run
+    folder: str | None  # None: ask by owner
 
     def listing(self, path: str) -> tuple[str, Params]:
         """The request that lists a folder."""
-        if self.folder is None:
-            return LIST, {"run_id": self.run, "path": path} if path else {"run_id": self.run}
-        return PROXY, {"path": f"{self.folder}/{path}" if path else self.folder}
+        if self.folder is not None:
+            return PROXY, {"path": f"{self.folder}/{path}" if path else self.folder}
+        if self.run.startswith(MODEL):
+            return self._of_model(MODEL_LIST), {"artifact_directory_path": path} if path else {}
+        return LIST, {"run_id": self.run, "path": path} if path else {"run_id": self.run}
 
     def file(self, path: str) -> list[tuple[str, Params | None]]:
         """The requests that give a file, the best first.
@@ -54,11 +63,22 @@ class Root:
         Servers of many versions answer 500 when the proxy is asked for a name beyond Latin-1: they
         write it into a header.
         """
-        by_run: tuple[str, Params | None] = (GET, {"run_uuid": self.run, "path": path})
         if self.folder is None:
-            return [by_run]
+            return [self._by_owner(path)]
         through_proxy: tuple[str, Params | None] = (self.upload(path), None)
-        return [through_proxy] if _in_latin_1(path) or self.run.startswith("@") else [by_run, through_proxy]
+        return (
+            [through_proxy]
+            if _in_latin_1(path) or self.run.startswith(TRACE)
+            else [self._by_owner(path), through_proxy]
+        )
+
+    def _by_owner(self, path: str) -> tuple[str, Params]:
+        if self.run.startswith(MODEL):
+            return self._of_model(MODEL_GET), {"artifact_file_path": path}
+        return GET, {"run_uuid": self.run, "path": path}
+
+    def _of_model(self, path: str) -> str:
+        return path.format(quote(self.run.removeprefix(MODEL), safe=""))
 
     def upload(self, path: str) -> str:
         """Where the proxy takes a file, and gives it."""
@@ -212,18 +232,25 @@ class Shelf:
                 return list(repository_artifacts(uri, run, self.allow))
             except MigrateError:  # MLflow or the credentials are missing here: the server has them
                 pass
-        if folder is None and run.startswith("@"):
-            because = f"nobody allowed it; to read it: --allow-artifacts {shown(uri)}"
-            self.losses.append(Loss(run, f"artifacts at {shown(uri)}", because))
-            return []
         root = Root(run, folder)
         try:
-            return list(self._walk(root, "", 0))
+            return self._spans(run) if folder is None and run.startswith(TRACE) else list(self._walk(root, "", 0))
         except Unavailable:
             raise
         except MigrateError as error:
             self.losses.append(_unreachable(run, uri, error))
             return []
+
+    def _spans(self, owner: str) -> list[Listed | Artifact]:
+        """The file of a trace's spans, which a server gives whatever place it lies at; it says nothing of others."""
+        request: tuple[str, Params | None] = (TRACE_GET, {"request_id": owner.removeprefix(TRACE)})
+        found = Listed(owner, TRACE_FILE, None, [request])
+        self.client.again.do(TRACE_FILE, self._peek, found)
+        return [found]
+
+    def _peek(self, listed: Listed) -> None:
+        with self._stream(listed) as stream:
+            stream.read(1)
 
     def _walk(self, root: Root, path: str, depth: int) -> Iterator[Listed]:
         request, params = root.listing(path)

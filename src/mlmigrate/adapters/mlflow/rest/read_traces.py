@@ -78,10 +78,15 @@ class Cut:
 
 @dataclass(slots=True)
 class Traces:
-    """The traces of a server. `attached`: the owners of files that spans in the database name."""
+    """The traces of a server.
+
+    attached    the owners of files that spans in the database name
+    with_rows   the owners of files whose spans are in the database: what lies in a file beside is a copy
+    """
 
     site: Site
     attached: set[str] = field(default_factory=set)
+    with_rows: set[str] = field(default_factory=set)
 
     @property
     def new(self) -> bool:
@@ -122,6 +127,8 @@ class Traces:
         for found in self.heads(of):
             told = pairs(found.get("trace_tags", ()))
             owner = "@trace/" + found["trace_info"][0]["request_id"]
+            if told.get(SPANS_AT) == IN_DATABASE:
+                self.with_rows.add(owner)
             if told.get(FILES_AT) and (
                 told.get(SPANS_AT) not in (IN_DATABASE, ARCHIVED) or owner in self.attached or in_use(told[FILES_AT])
             ):

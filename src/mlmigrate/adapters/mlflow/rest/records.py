@@ -8,7 +8,7 @@ come as artifacts of "@model/<id>" and "@trace/<id>".  A ref's stamp is a hash o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ import msgspec
 
 from mlmigrate.adapters.mlflow.objects import BY_NAME, GROUPS, Kind, Tree, record_of
 from mlmigrate.adapters.mlflow.rest.ahead import ahead
+from mlmigrate.adapters.mlflow.rest.artifacts import TRACE_FILE
 from mlmigrate.adapters.mlflow.rest.client import Client
 from mlmigrate.adapters.mlflow.rest.listing import Site, having
 from mlmigrate.adapters.mlflow.rest.read_datasets import Datasets
@@ -29,7 +30,7 @@ from mlmigrate.adapters.mlflow.rest.read_traces import Keys, Traces
 from mlmigrate.adapters.mlflow.rest.server import Server
 from mlmigrate.adapters.mlflow.rest.wire import WireRun
 from mlmigrate.errors import BadData
-from mlmigrate.model import Loss, Record, RunRef
+from mlmigrate.model import Artifact, Loss, Record, RunRef
 
 STAMPED = 20_000  # things; a ref with more is taken again each time
 TOGETHER = 50  # experiments that are searched at once
@@ -50,6 +51,7 @@ class Group:
     estate   they belong to no experiment
     managed  services other than a plain server may have them too
     database only servers over a database have them
+    living   a server does not show those of deleted experiments
     """
 
     name: str
@@ -60,6 +62,7 @@ class Group:
     estate: bool = False
     managed: bool = False
     database: bool = True
+    living: bool = False
 
     @property
     def title(self) -> str:
@@ -84,13 +87,19 @@ class Things:
             of = run.info.experiment_id
             self._made[of] = self._made.get(of, 0) + _digest((run.id, link.model_id, link.step))
 
-    def refs(self, experiments: Sequence[str], losses: list[Loss], pool: Executor) -> Iterator[RunRef]:
-        """A ref for each group of things in each experiment that has any; what the server keeps to itself is a loss."""
+    def refs(
+        self, experiments: Sequence[str], gone: Container[str], losses: list[Loss], pool: Executor
+    ) -> Iterator[RunRef]:
+        """A ref for each group of things in each experiment that has any; what the server keeps to itself is a loss.
+
+        `gone` are the experiments that are deleted.
+        """
         self._experiments = experiments
+        living = [of for of in experiments if of not in gone]
         for name in GROUPS:
             group = self._groups.get(name)
             if group is not None:
-                places = self._places(group, experiments, losses)
+                places = self._places(group, living if group.living else experiments, losses)
                 yield from (ref for ref in ahead(pool, places, partial(self._ref, group, losses)) if ref is not None)
 
     def records(self, ref: RunRef, experiments: Sequence[str], losses: list[Loss], pool: Executor) -> Iterator[Record]:
@@ -109,6 +118,10 @@ class Things:
             yield from self._models.roots(of)
         elif group.name == "traces":
             yield from self._traces.roots(of, in_use)
+
+    def is_copy(self, artifact: Artifact) -> bool:
+        """Whether a file holds but what rows hold."""
+        return artifact.path == TRACE_FILE and artifact.owner in self._traces.with_rows
 
     def _group(self, ref: RunRef) -> tuple[Group, str]:
         name, _, of = ref.id.removeprefix("@").partition("/")
@@ -177,7 +190,10 @@ class Things:
             "evaluation_datasets", (3, 4), lambda _: datasets.heads(),
             lambda _, losses, pool: _of("evaluation_dataset", datasets.trees(losses, pool)), estate=True,
         )  # fmt: skip
-        yield Group("scorers", (3, 4), scorers.heads, lambda of, losses, _: _of("scorer", scorers.trees(of, losses)))
+        yield Group(
+            "scorers", (3, 4), scorers.heads, lambda of, losses, _: _of("scorer", scorers.trees(of, losses)),
+            living=True,
+        )  # fmt: skip
         yield Group(
             "label_schemas", (3, 14), lambda of: schemas.trees(of, []),
             lambda of, losses, _: _of("label_schema", schemas.trees(of, losses)),

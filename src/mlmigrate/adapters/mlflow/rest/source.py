@@ -95,7 +95,8 @@ class RestSource:
                 yield _ref(run)
         self._oddities = []
         with ThreadPoolExecutor(IN_FLIGHT, "mlflow-list") as pool:
-            yield from self._things.refs(ids, self._oddities, pool)
+            gone = {experiment.id for experiment in self.experiments() if experiment.deleted}
+            yield from self._things.refs(ids, gone, self._oddities, pool)
 
     def _keep(self, run: WireRun) -> None:
         """Spares the server a second look at a run that is over, as long as there are few."""
@@ -208,12 +209,10 @@ class RestReading:
 
     def artifacts(self) -> Iterator[Artifact]:
         """All files."""
-        shelf = self._source.shelf(self._pool)
-        roots: Iterable[tuple[str, str]] = [(wire.id, wire.info.artifact_uri) for _, wire in self._pairs]
-        if self._things:
-            things, _ = self._source.things()
-            roots = chain(roots, *(things.roots(ref, shelf.in_use) for ref in self._things))
-        yield from shelf.of(roots)
+        shelf, (things, _) = self._source.shelf(self._pool), self._source.things()
+        runs = [(wire.id, wire.info.artifact_uri) for _, wire in self._pairs]
+        roots = chain(runs, *(things.roots(ref, shelf.in_use) for ref in self._things))
+        yield from (artifact for artifact in shelf.of(roots) if not things.is_copy(artifact))
         self.losses += shelf.losses
 
     def records(self) -> Iterator[Record]:
