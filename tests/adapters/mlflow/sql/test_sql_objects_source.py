@@ -37,10 +37,22 @@ RUN = "a" * 32
 
 
 @pytest.fixture(scope="session")
-def filled(tmp_path_factory):
+def head(tmp_path_factory):
+    """A database at the current schema, with nothing in it."""
+    file = tmp_path_factory.mktemp("head") / "mlflow.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        for statement in head_statements("sqlite"):
+            connection.execute(statement)
+        connection.commit()
+    return file
+
+
+@pytest.fixture(scope="session")
+def filled(head, tmp_path_factory):
     """(a database that MLflow's client filled, what it made)"""
     pytest.importorskip("mlflow", minversion="3.17")
-    file = tmp_path_factory.mktemp("filled") / "mlflow.db"
+    file = shutil.copy(head, tmp_path_factory.mktemp("filled") / "mlflow.db")
     command = [sys.executable, "-c", PROGRAM, str(FILLED), f"sqlite:///{file}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=file.parent)
     return file, json.loads(done.stdout.splitlines()[-1])
@@ -53,12 +65,10 @@ def database(filled, tmp_path):
 
 
 @pytest.fixture
-def empty(tmp_path):
+def empty(head, tmp_path):
     """A database at the current schema, with experiment 7 and one run."""
-    file = tmp_path / "empty.db"
+    file = Path(shutil.copy(head, tmp_path / "empty.db"))
     with closing(sqlite3.connect(file)) as connection:
-        for statement in head_statements("sqlite"):
-            connection.execute(statement)
         connection.execute("INSERT INTO experiments VALUES (7, 'seven', '/x/7', 'active', 1, 2, 'default')")
         insert(connection, "runs", run_uuid=RUN, experiment_id=7, lifecycle_stage="active", status="FINISHED")
         connection.commit()
@@ -432,3 +442,197 @@ class TestValues:
             "1 values of webhooks.secret",
             "1 values of jobs.token_hash",
         }
+
+
+class TestAccounts:
+    @pytest.fixture
+    def accounts(self, tmp_path):
+        """A database of accounts with the columns of MLflow's own, with a user who has a role."""
+        file = tmp_path / "basic_auth.db"
+        change(
+            file,
+            "CREATE TABLE alembic_version_auth (version_num VARCHAR(32) PRIMARY KEY)",
+            "CREATE TABLE users (id INTEGER PRIMARY KEY, username VARCHAR(255), password_hash VARCHAR(255), "
+            "is_admin BOOLEAN)",
+            "CREATE TABLE roles (id INTEGER PRIMARY KEY, name VARCHAR(255), workspace VARCHAR(63), description TEXT)",
+            "CREATE TABLE role_permissions (id INTEGER PRIMARY KEY, role_id INTEGER REFERENCES roles (id), "
+            "resource_type VARCHAR(64), resource_pattern VARCHAR(255), permission VARCHAR(255))",
+            "CREATE TABLE user_role_assignments (id INTEGER PRIMARY KEY, user_id INTEGER, role_id INTEGER)",
+            "INSERT INTO users VALUES (1, 'jörg', 'scrypt:32768:8:1$x$y', 1)",
+            "INSERT INTO roles (id, name, workspace) VALUES (1, 'cook', 'default')",
+            "INSERT INTO user_role_assignments (user_id, role_id) VALUES (1, 1)",
+            "INSERT INTO role_permissions (role_id, resource_type, resource_pattern, permission) "
+            "VALUES (1, 'experiment', '7', 'EDIT')",
+        )
+        return file
+
+    def test_they_are_read_without_passwords(self, accounts):
+        source = opened(accounts)
+        assert list(source.experiments()) == []
+        refs, records, _, losses = read(source)
+        assert [(ref.id, ref.points) for ref in refs] == [("@accounts", 4)]
+        raw, told = raw_tables(accounts), {}
+        for record in records:
+            told.setdefault(record.kind, []).append(json.loads(record.body))
+        users = [{name: value for name, value in row.items() if name != "password_hash"} for row in raw["users"]]
+        assert told == {
+            "mlflow.auth.users": users,
+            **{f"mlflow.auth.{name}": raw[name] for name in ("roles", "role_permissions", "user_role_assignments")},
+        }
+        assert raw["users"][0]["password_hash"] not in str(records)
+        assert [loss.what for loss in source.oddities()] == ["the passwords of 1 users"]
+        assert losses == []
+
+    def test_those_beside_a_database_travel_with_it(self, accounts, empty):
+        source = opened(empty)
+        refs, records, _, _ = read(source)
+        assert [ref.id for ref in refs] == ["@accounts"]
+        assert [record.kind for record in records][:1] == ["mlflow.auth.users"]
+        before = refs[0].stamp
+        change(accounts, "UPDATE role_permissions SET permission = 'READ'")
+        assert read(opened(empty))[0][0].stamp != before
+
+    def test_another_file_of_that_name_is_no_matter(self, empty):
+        (empty.parent / "basic_auth.db").write_text("no database")
+        assert read(opened(empty))[0] == []
+
+
+class TestDamage:
+    """Copies of a real database, damaged by raw SQL, are read as far as they go, and what is wrong is told."""
+
+    def test_rows_that_lost_what_they_belong_to_are_told_and_kept(self, database):
+        change(
+            database,
+            "DELETE FROM trace_info WHERE experiment_id = 2",
+            "DELETE FROM registered_models WHERE name = 'forest'",
+            "DELETE FROM logged_models WHERE name = 'dough'",
+            "DELETE FROM runs WHERE name = 'plant'",
+        )
+        raw = raw_tables(database)
+        source = opened(database)
+        records = read(source)[1]
+        assert_whole([one for one in records if one.kind not in OF_RUNS], database)
+        lost = Counter(record.kind for record in records if record.kind.startswith("mlflow.sql."))
+        alive = {row["run_uuid"] for row in raw["runs"]}
+        assert {kind: lost[kind] for kind in OF_RUNS} == {
+            kind: sum(row["run_uuid"] not in alive for row in raw[kind.removeprefix("mlflow.sql.")]) for kind in OF_RUNS
+        }
+        assert lost["mlflow.sql.model_versions"] == 3
+        told = {loss.what: loss.because for loss in source.oddities()}
+        assert told["3 rows of model_versions"].startswith("belong to nothing that is in the database")
+        assert "2 rows of spans" in told
+        assert "3 metric points" in told
+
+    def test_a_migration_that_stopped_is_told_and_what_is_there_is_read(self, database):
+        change(
+            database,
+            "DROP TABLE entity_associations",
+            "ALTER TABLE trace_info DROP COLUMN total_tokens",
+            "ALTER TABLE registered_models RENAME TO _alembic_tmp_registered_models",
+            "CREATE TABLE _alembic_tmp_runs AS SELECT * FROM runs",
+        )
+        source = opened(database)
+        _, records, _, losses = read(source)
+        kinds = Counter(record.kind for record in records)
+        assert (kinds["mlflow.trace"], kinds["mlflow.sql._alembic_tmp_runs"]) == (3, 3)
+        assert (kinds["mlflow.registered_model"], kinds["mlflow.sql.model_versions"]) == (0, 5)
+        assert losses == []
+        told = {loss.what for loss in source.oddities()}
+        assert told >= {
+            "table _alembic_tmp_runs",
+            "table _alembic_tmp_registered_models",
+            "table registered_models",
+            "table entity_associations",
+            "column trace_info.total_tokens",
+        }
+
+    @pytest.mark.parametrize(
+        ("statement", "what"),
+        [
+            ("DELETE FROM alembic_version", "the schema names no revision"),
+            ("INSERT INTO alembic_version VALUES ('75868b020152')", "the schema names 2 revisions"),
+            ("UPDATE alembic_version SET version_num = '0123456789ab'", "revision 0123456789ab of the schema"),
+            ("UPDATE alembic_version SET version_num = 'of another'", "revision 'of another' of the schema"),
+            ("DROP TABLE alembic_version", "the schema names no revision"),
+        ],
+    )
+    def test_a_revision_that_nobody_knows_is_told(self, database, statement, what):
+        whole = read(opened(database))[1]
+        change(database, statement)
+        source = opened(database)
+        assert read(source)[1] == whole
+        assert what in {loss.what for loss in source.oddities()}
+
+    @pytest.mark.parametrize("table", ["experiments", "runs", "tags", "metrics", "datasets", "inputs", "trace_tags"])
+    def test_without_a_table_the_others_are_read(self, database, table):
+        change(database, f"DROP TABLE {table}")
+        source = opened(database)
+        refs = list(source.refs())
+        with source.read(refs) as reading:
+            points = sum(map(len, reading.points()))
+            records = Counter(record.kind for record in reading.records())
+        assert f"table {table}" in {loss.what for loss in source.oddities()}
+        assert points == (0 if table in ("runs", "metrics") else 11)
+        assert records["mlflow.trace"] == 3
+        assert all(one.name for one in source.experiments())
+
+    @pytest.mark.parametrize("column", ["name", "status", "lifecycle_stage", "start_time", "experiment_id", "user_id"])
+    def test_without_a_column_of_runs_they_are_read(self, database, column):
+        with closing(sqlite3.connect(database)) as connection:
+            columns = [row[1] for row in connection.execute("PRAGMA table_info('runs')") if row[1] != column]
+            connection.execute(f"CREATE TABLE short AS SELECT {', '.join(columns)} FROM runs")
+            connection.execute("DROP TABLE runs")
+            connection.execute("ALTER TABLE short RENAME TO runs")
+            connection.commit()
+        source = opened(database)
+        refs = [ref for ref in source.refs() if ref.kind == "run"]
+        with source.read(refs) as reading:
+            assert len(reading.runs) == 3
+            assert sum(map(len, reading.points())) == 11
+        assert f"column runs.{column}" in {loss.what for loss in source.oddities()}
+
+    def test_rows_that_are_there_twice_break_nothing(self, database):
+        tables = ("metrics", "params", "tags", "registered_models", "model_version_tags", "logged_models", "spans")
+        whole = read(opened(database))[1]
+        with closing(sqlite3.connect(database)) as connection:
+            for table in tables:
+                columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA table_info('{table}')"))
+                select = f"SELECT {columns} FROM {table}"
+                connection.execute(f"CREATE TABLE twice AS {select} UNION ALL {select}")
+                connection.execute(f"DROP TABLE {table}")
+                connection.execute(f"ALTER TABLE twice RENAME TO {table}")
+            connection.commit()
+        source = opened(database)
+        refs = list(source.refs())
+        with source.read(refs) as reading:
+            assert not reading.distinct
+            assert sum(map(len, reading.points())) == 22
+            records = list(reading.records())
+        assert sorted(map(canonical, records)) == sorted(map(canonical, whole))
+        assert {loss.because for loss in reading.losses} == {"is there twice; the first is read"}
+        assert len(reading.losses) == 3 + 4
+
+    def test_objects_of_an_experiment_that_is_gone_come_with_one_made_up(self, database):
+        change(database, "DELETE FROM experiments WHERE experiment_id = 2", "DELETE FROM runs WHERE experiment_id = 2")
+        source = opened(database)
+        assert "experiment 2" in {one.name for one in source.experiments()}
+        assert "@traces/2" in {ref.id for ref in read(source)[0]}
+
+    def test_a_table_of_a_newer_mlflow_travels_row_by_row(self, database):
+        change(database, "CREATE TABLE skills (id TEXT PRIMARY KEY, on_ BOOLEAN)", "INSERT INTO skills VALUES ('s', 1)")
+        refs, records, _, _ = read(opened(database))
+        assert refs[-1].id == "@skills"
+        assert (records[-1].kind, json.loads(records[-1].body)) == ("mlflow.sql.skills", {"id": "s", "on_": True})
+
+    def test_a_surplus_run_is_nobodys(self, database):
+        change(
+            database,
+            "INSERT INTO tags SELECT 'mlmigrate.surplus', 'x', run_uuid FROM runs",
+            "UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = 'plant'",
+        )
+        source = opened(database)
+        assert sorted(ref.name for ref in source.refs() if ref.kind == "run") == ["bake", "bake more"]
+        assert [loss for loss in source.oddities() if "belong to runs" in loss.because] == []
+
+
+OF_RUNS = ("mlflow.sql.params", "mlflow.sql.tags", "mlflow.sql.metrics")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from mlmigrate.adapters.base import Context, Packing
 from mlmigrate.adapters.mlflow.objects import GROUPS
-from mlmigrate.adapters.mlflow.sql import records, schema
+from mlmigrate.adapters.mlflow.sql import accounts, records, schema
 from mlmigrate.adapters.mlflow.sql.artifacts import Finder, Kept
 from mlmigrate.adapters.mlflow.sql.connect import (
     POSTGRESQL,
@@ -77,8 +77,10 @@ class DatabaseSource:
         self._experiments: list[Experiment] | None = None
         with self._session() as session:
             self._shape = shape(session)
+        self._accounts_only = bool(accounts.tables(self._shape)) and not self._shape.has("experiments")
         self._check_tables()
         self._layout = Layout(self._shape)
+        self._accounts = accounts.beside(place)
         self.packing = Packing() if self._shape.run_index else _WITHOUT_INDEX
 
     def experiments(self) -> Sequence[Experiment]:
@@ -112,6 +114,7 @@ class DatabaseSource:
         """The runs and tables that `refs` name, from one moment."""
         with self._session() as session, explained(self._database.shown):
             reading = DatabaseReading(self._database, session, self._layout, refs, self._finder, self.written_to)
+            reading.accounts = self._database if self._accounts_only else self._accounts
             try:
                 yield reading
             finally:
@@ -126,6 +129,9 @@ class DatabaseSource:
     def _list(self) -> None:
         with self._lock:
             if self._refs is not None:
+                return
+            if self._accounts_only:
+                self._refs, self._experiments = self._account_refs(self._database, "accounts"), []
                 return
             with self._session() as session, explained(self._database.shown):
                 self._oddities += schema.oddities(session, self._shape)
@@ -144,7 +150,14 @@ class DatabaseSource:
         for ref, told in records.refs(session, self._layout, orphans, identity):
             refs.append(ref)
             self._oddities += [told] if told is not None else []
-        return refs
+        return refs + (self._account_refs(self._accounts, identity) if self._accounts is not None else [])
+
+    def _account_refs(self, place: Database, identity: str) -> list[RunRef]:
+        """A ref of the accounts of MLflow's basic-auth app."""
+        with closing(place.reading()) as session, explained(place.shown):
+            found = shape(session)
+            self._oddities += accounts.stays(session, found)
+            return list(accounts.ref(session, found, identity))
 
     def _still(self, ref: RunRef) -> RunRef:
         """A run under way may write files that the database does not know of: nobody can tell whether it changed."""
@@ -161,6 +174,8 @@ class DatabaseSource:
         return [Experiment(id_, f"experiment {id_ or 'without id'}") for id_ in lost]
 
     def _check_tables(self) -> None:
+        if self._accounts_only:
+            return
         if sum(self._shape.has(*one) for one in _MARKS_OF_MLFLOW) > 1:
             return  # one of them may be gone: a migration can stop between two steps
         names = ", ".join(sorted(self._shape.tables)[:8]) or "no table at all"
@@ -221,6 +236,7 @@ class DatabaseReading:
         self._written_to = written_to
         self._blocks_writers = place.kind == SQLITE and not place.immutable and not place.write_ahead()
         self._others = [ref for ref in refs if ref.kind == "records"]
+        self.accounts: Database | None = None
         wanted = {ref.id: ref for ref in refs if ref.kind == "run"}
         self.runs: Sequence[Run] = _Runs(session, found, wanted, self.losses).read() if wanted else []
         self._spool: Spool | None = None
@@ -249,11 +265,18 @@ class DatabaseReading:
         """The objects, and rows that are part of none."""
         rows, objects = Rows(self._session, self._shape), Objects(self._session, self._layout)
         for ref in self._others:
-            if group_of(ref) in GROUPS:
+            if ref.id == accounts.REF:
+                yield from self._account_rows()
+            elif group_of(ref) in GROUPS:
                 yield from objects.read(ref, rows, self.losses, self._let_go)
             else:
                 yield from records.read(self._session, self._layout, ref, rows)
         self.losses += [*rows.losses(), *self._written_to()]
+
+    def _account_rows(self) -> Iterator[Record]:
+        if self.accounts is not None:
+            with closing(self.accounts.reading()) as session, explained(self.accounts.shown):
+                yield from accounts.read(session, shape(session))
 
     def _let_go(self) -> None:
         """Ends the transaction where it would keep others from writing while a slow target takes what was read."""
@@ -421,26 +444,33 @@ def _run(
 
 
 def _experiments(session: Session, found: Shape, oddities: list[Loss]) -> list[Experiment]:
-    s = session
-    optional = {name: found.has("experiments", name) for name in ("creation_time", "last_update_time", "workspace")}
-    created, updated = (
-        s.integer(name) if optional[name] else s.integer("NULL") for name in ("creation_time", "last_update_time")
-    )
-    workspace = f"COALESCE({s.text('workspace')}, 'default')" if optional["workspace"] else "'default'"
+    if not found.has("experiments", "experiment_id"):
+        return []
     tags = _experiment_tags(session, found)
     made = []
-    for id_, name, root, stage, born, changed, space in s.rows(
-        f"SELECT {s.text('experiment_id')} AS id, COALESCE({s.text('name')}, '') AS n, "
-        f"{s.nullable('artifact_location')} AS a, COALESCE({s.text('lifecycle_stage')}, '') AS l, "
-        f"{created} AS c, {updated} AS u, {workspace} AS w "
-        "FROM experiments ORDER BY experiment_id"
-    ):
+    for id_, name, root, stage, born, changed, space in session.rows(_experiments_sql(session, found)):
         one = Experiment(id_, name, tags.get(id_, {}), born, changed, stage == "deleted", unmarked(root) or "")
         if space != "default":
             oddities.append(Loss("", f"workspace {space!r}", "becomes the first part of the experiment's name", id_))
             one = replace(one, name=f"{space}/{name}")
         made.append(one)
     return made
+
+
+def _experiments_sql(session: Session, found: Shape) -> str:
+    """What is not there is as if nobody had said it: a migration can stop between two steps."""
+    s = session
+    there = {one: s.text(one) for one in ("name", "lifecycle_stage", "workspace") if found.has("experiments", one)}
+    name = there.get("name", f"'experiment ' || {s.text('experiment_id')}")
+    root = s.nullable("artifact_location") if found.has("experiments", "artifact_location") else "''"
+    created, updated = (
+        s.integer(one if found.has("experiments", one) else "NULL") for one in ("creation_time", "last_update_time")
+    )
+    return (
+        f"SELECT {s.text('experiment_id')} AS id, COALESCE({name}, '') AS n, {root} AS a, "
+        f"COALESCE({there.get('lifecycle_stage', 'NULL')}, '') AS l, {created} AS c, {updated} AS u, "
+        f"COALESCE({there.get('workspace', 'NULL')}, 'default') AS w FROM experiments ORDER BY experiment_id"
+    )
 
 
 def _experiment_tags(session: Session, found: Shape) -> dict[str, dict[str, str]]:
