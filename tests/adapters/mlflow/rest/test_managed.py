@@ -9,19 +9,24 @@ import hashlib
 import sys
 import textwrap
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from types import SimpleNamespace
 
 import pytest
 from managed_server import AzureMl, Databricks, SageMaker
 from rest_helpers import Database, estate, fresh, ours
 
-from mlmigrate.adapters.base import Context
+from mlmigrate.adapters.base import Context, Limits
 from mlmigrate.adapters.memory import Held
 from mlmigrate.adapters.mlflow import open_source, open_target, repositories
-from mlmigrate.adapters.mlflow.rest import plugins
+from mlmigrate.adapters.mlflow.rest import client, managed, plugins
 from mlmigrate.adapters.mlflow.rest.auth import login
+from mlmigrate.adapters.mlflow.rest.wire import Pair, RunData, RunInfo, Runs, WireRun
 from mlmigrate.address import parse
 from mlmigrate.errors import Refused, UsageError
+from mlmigrate.fit import fit_experiment
+from mlmigrate.model import Experiment
 from mlmigrate.steps import Steps
 from mlmigrate.testing.conformance import copy
 from mlmigrate.testing.samples import START, series
@@ -62,6 +67,94 @@ def registered(monkeypatch):
         monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
 
     return read
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("body", "code", "reason"),
+        [
+            (b'{"error_code": "X", "message": "no"}', "X", "no"),
+            (b'{"message": "no"}', "", "no"),
+            (b'{"error": {"code": "UserError", "message": "no", "innerError": null}}', "UserError", "no"),
+            (b'{"__type": "ThrottlingException", "Message": "no"}', "ThrottlingException", "no"),
+            (b'{"detail": "no"}', "", "no"),
+            (b'{"error": "no"}', "", "no"),
+            (b'{"error_code": 400, "message": {"text": "no"}}', "", ""),
+            (b"<html>no</html>", "", ""),
+            (b'["no"]', "", ""),
+            (b"", "", ""),
+        ],
+    )
+    def test_the_reason_of_an_error_is_found_in_whatever_shape(self, body, code, reason):
+        assert client.said(body) == (code, reason)
+
+    @pytest.mark.parametrize(
+        ("said", "most"),
+        [
+            (
+                "Param value 'exceeds 9 characters' had length 780, which exceeded length limit of 500",
+                (500, "characters"),
+            ),
+            ("'params[0].value' exceeds the maximum length of 6000 characters", (6000, "characters")),
+            ("Tag value is longer than 5,000 bytes.", (5000, "bytes")),
+            ("The maximum allowed length is 1000", (1000, "characters")),
+            ("Invalid value 500", None),
+            ("max_results exceeds 50000", None),
+            ("exceeds the maximum length of 0 characters", None),
+        ],
+    )
+    def test_a_limit_is_read_from_what_a_server_says_of_it(self, said, most):
+        assert managed.too_long(said) == most
+
+    def test_come_back_at_a_date_is_a_wait(self):
+        when = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+        assert 27 < client._after({"Retry-After": when}) <= 30
+        assert client._after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+        assert [client._after({"Retry-After": text}) for text in ("7", "-1", "nan", "soon", "")] == [
+            7,
+            0,
+            None,
+            None,
+            None,
+        ]
+
+    def test_a_batch_is_cut_and_nothing_of_it_is_lost_or_twice(self):
+        body = {"run_id": "r", "params": [{"key": str(i), "value": "v"} for i in range(100)], "tags": []}
+        body["metrics"] = [{"key": "m", "value": i, "step": i, "timestamp": i} for i in range(900)]
+        sent = list(managed.pieces(managed.AZURE_ML, "api/2.0/mlflow/runs/log-batch", body))
+        assert max(len(one["metrics"]) for one in sent) == 250
+        assert {one["run_id"] for one in sent} == {"r"}
+        for name in ("params", "tags", "metrics"):
+            assert [one for piece in sent for one in piece[name]] == body[name]
+
+    def test_what_is_counted_in_bytes_is_cut_in_bytes_and_our_marks_never(self):
+        cuts, body = managed.Cuts(), {"run_id": "r", "tags": [{"key": "a", "value": "ö" * 60}]}
+        assert cuts.learn("set", body, managed.TooLong("a tag exceeds 100 bytes", "", 100, "bytes"))
+        assert cuts.fitted("set", body)["tags"] == [{"key": "a", "value": "ö" * 50}]
+        ours = {"run_id": "r", "tags": [{"key": "mlmigrate.origin", "value": "x" * 200}]}
+        assert cuts.fitted("set", ours) == ours
+        assert not cuts.learn("set", ours, managed.TooLong("a tag exceeds 100 bytes", "", 100, "bytes"))
+        assert cuts.of("r") == [("tag 'a'", "cut from 60 characters to 100 bytes: the server takes no longer ones")]
+
+    def test_filters_that_a_service_does_not_know_are_done_here(self):
+        text = "tags.`mlmigrate.origin` != '' and attributes.start_time >= 5 and attributes.start_time <= 9"
+        body = {"filter": text, "order_by": ["attributes.start_time ASC", "attributes.run_id ASC"]}
+        asked = managed.asked(managed.AZURE_ML, "api/2.0/mlflow/runs/search", body)
+        assert asked == {"order_by": ["start_time ASC"]}
+        runs = [run_at(start, tag) for start in (4, 5, 9, 10) for tag in ("o", "", None)]
+        kept = managed.answered(managed.AZURE_ML, body, Runs(runs)).runs
+        assert kept == [run_at(5, "o"), run_at(9, "o")]
+
+    def test_experiments_get_a_path_where_a_service_wants_one(self):
+        limits = managed.DATABRICKS.narrowed(Limits())
+        placed, losses = fit_experiment(Experiment("1", "mine"), limits)
+        assert (placed.name, [loss.what for loss in losses]) == ("/Shared/mine", ["name 'mine'"])
+        assert fit_experiment(placed, limits) == (placed, [])
+
+
+def run_at(start: int, tag: str | None) -> WireRun:
+    tags = [] if tag is None else [Pair("mlmigrate.origin", tag)]
+    return WireRun(RunInfo(run_id=f"{start}{tag}", start_time=start), RunData(tags=tags))
 
 
 STORE = """

@@ -231,9 +231,13 @@ class Cuts:
             gone = [at for at in self._done if at[0] in names]
             done = {at[1:]: self._done.pop(at) for at in gone}
         return [
-            (f"{role} {key!r}", f"cut from {was} to {n} {unit}: the server takes no longer ones")
+            (f"{role} {key!r}", f"cut from {_lengths(was, n, unit)}: the server takes no longer ones")
             for (role, key), (was, n, unit) in done.items()
         ]
+
+
+def _lengths(was: int, most: int, unit: str) -> str:
+    return f"{was} to {most} characters" if unit == "characters" else f"{was} characters to {most} {unit}"
 
 
 def _values(body: object, role: str) -> list[str]:
