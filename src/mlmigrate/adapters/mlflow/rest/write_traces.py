@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.rest.objects import Frame
 
 API = "api/3.0/mlflow/traces"
+DELETE = "api/2.0/mlflow/traces/delete-traces"
 LINK = "api/2.0/mlflow/traces/link-to-run"
 LINK_PROMPTS = "api/2.0/mlflow/traces/link-prompts"
 OWNER = "@trace/"
@@ -237,11 +238,12 @@ class NewTraceWriter:
         for draft in batch:
             draft.there = there.get(draft.id)
         todo = [draft for draft in batch if self._is_ours(draft) and not draft.whole]
+        self._clear([draft for draft in todo if draft.there])
         for experiment in dict.fromkeys(draft.experiment for draft in todo):
             self._send([draft for draft in todo if draft.experiment == experiment and draft.spans], experiment)
         self._link([draft for draft in todo if draft.sent or draft.there])
         for draft in todo:
-            self._told(draft, self._start, draft)
+            self._told(draft, "it", self._start, draft)
 
     def _is_ours(self, draft: Draft) -> bool:
         there = draft.there
@@ -256,7 +258,9 @@ class NewTraceWriter:
             try:
                 found = self._client.post(f"{API}/batchGetInfos", Infos, {"trace_ids": ids})
                 return {info.trace_id: info for info in found.trace_infos}
-            except NotFound:
+            except Unavailable:
+                raise
+            except MigrateError:  # 404 or 405: older servers take the name of the call for a trace's id
                 self._listing = False
         return {id_: info for id_ in ids if (info := self._info(id_)) is not None}
 
@@ -265,6 +269,15 @@ class NewTraceWriter:
             return self._client.get(f"{API}/{quote(id_, safe='')}", OneTrace).trace.trace_info
         except NotFound:
             return None
+
+    def _clear(self, drafts: Sequence[Draft]) -> None:
+        """Older servers fail at a trace that has more tags or assessments than it is given: it is made anew."""
+        if self._listing:
+            return
+        for draft in drafts:
+            body = {"experiment_id": draft.experiment, "request_ids": [draft.id]}
+            self._client.post(DELETE, Anything, body)
+            draft.there = None
 
     def _send(self, drafts: Sequence[Draft], experiment: str) -> None:
         """The spans of traces in one experiment; of each alone, where the server refuses them together."""
@@ -296,28 +309,34 @@ class NewTraceWriter:
                 by_run.setdefault(run, []).append(draft)
         for run, some in by_run.items():
             body = {"run_id": run, "trace_ids": [draft.id for draft in some]}
-            self._told(some[0], self._client.post, LINK, Anything, body)
+            self._told(some[0], f"links to run {run}", self._client.post, LINK, Anything, body)
         for draft in drafts:
             prompts = [one.rpartition("/") for one in _linked(draft.tree, "prompt_version")]
             if prompts:
                 versions = [{"name": name, "version": version} for name, _, version in prompts]
                 said = {"trace_id": draft.id, "prompt_versions": versions}
-                self._told(draft, self._client.post, LINK_PROMPTS, Anything, said)
+                self._told(draft, "links to prompts", self._client.post, LINK_PROMPTS, Anything, said)
 
     def _start(self, draft: Draft) -> None:
         """The trace as it is; its stamp with it, where nothing is left to do then."""
         first, after = bodies.assessments_of(draft.tree)
         done = draft.sent and not after
-        tags = bodies.tags_of(draft.tree)
-        if draft.sent:
-            tags[bodies.SPANS_LOCATION] = bodies.IN_DATABASE
-        if done:
-            tags[STAMP_TAG] = draft.stamp
-        made = self._make(draft, bodies.trace_body(draft.tree, draft.experiment, tags, first))
+        tags = bodies.tags_of(draft.tree) | ({bodies.SPANS_LOCATION: bodies.IN_DATABASE} if draft.sent else {})
+        stamped = tags | ({STAMP_TAG: draft.stamp} if done else {})
+        try:
+            made = self._make(draft, bodies.trace_body(draft.tree, draft.experiment, stamped, first))
+        except Unavailable:
+            raise
+        except MigrateError:
+            if not first:
+                raise
+            # perhaps an assessment that this version does not take: each alone then
+            done, after = False, [*first, *after]
+            made = self._make(draft, bodies.trace_body(draft.tree, draft.experiment, tags, ()))
         if not (draft.sent or draft.there):
             self._link([draft])
         for row in after:
-            self._override(draft, row)
+            self._told(draft, f"assessment {row['name']!r}", self._assess, draft, row)
         self._tell_lost(draft)
         if not done:
             self._finish(draft, made.tags.get(bodies.LOCATION, ""))
@@ -334,8 +353,8 @@ class NewTraceWriter:
 
         return self._client.again.do(f"trace {draft.id}", attempt)
 
-    def _override(self, draft: Draft, row: Row) -> None:
-        """An assessment that invalidates another one.
+    def _assess(self, draft: Draft, row: Row) -> None:
+        """An assessment by a call of its own, which invalidates the one that it overrides.
 
         One that is there is deleted first: it did so before the trace was written again, which made all valid.
         """
@@ -394,14 +413,14 @@ class NewTraceWriter:
         self._uploads.check(OWNER + id_)
         self._stamp(id_, waiting.stamp)
 
-    def _told(self, draft: Draft, call: Any, *given: object) -> None:  # noqa: ANN401  # any function
+    def _told(self, draft: Draft, what: str, call: Callable[..., object], *given: object) -> None:
         """Calls; what the server refuses is a loss of this trace, and no other."""
         try:
             call(*given)
         except Unavailable:
             raise
         except MigrateError as error:
-            self._lose(draft, "it", error.message)
+            self._lose(draft, what, error.message)
 
     def _tell_lost(self, draft: Draft) -> None:
         for row in bodies.still_invalid(draft.tree):
