@@ -44,7 +44,6 @@ _INSTEAD: Mapping[str, Mapping[str, object]] = {
     "logged_model_metrics": {"metric_timestamp_ms": 0, "metric_step": 0, "run_id": ""},
     "inputs": {"step": 0},
     "datasets": {"dataset_source_type": "", "dataset_source": ""},
-    "model_versions": {"current_stage": "None", "status": "READY"},
     "trace_info": {"timestamp_ms": 0, "status": "TRACE_STATUS_UNSPECIFIED"},
     "spans": {"status": "UNSET", "start_time_unix_nano": 0, "content": ""},
     "assessments": {
@@ -72,6 +71,8 @@ _INSTEAD: Mapping[str, Mapping[str, object]] = {
     "mcp_access_endpoints": {"created_at": 0},
     "jobs": {"creation_time": 0, "params": "{}", "status": 5, "retry_count": 0},
 }
+# What stands in a column that a source does not tell, though it may be null.
+_UNTOLD: Mapping[str, Mapping[str, object]] = {"model_versions": {"current_stage": "None", "status": "READY"}}
 # The time of the last change is that of making, where a source does not know it.
 _SINCE = (
     ("last_updated_timestamp_ms", "creation_timestamp_ms"),
@@ -124,12 +125,14 @@ def modern(kind: Kind, tree: Tree) -> Tree:
     if kind.name == "trace":
         _trace(root, tree)
     for table, rows in tree.items():
-        instead, made = _INSTEAD.get(table), _MADE.get(table)
+        instead, untold, made = _INSTEAD.get(table), _UNTOLD.get(table, {}), _MADE.get(table)
         for row in rows:
             if table in _OF_EXPERIMENT and row.get("experiment_id") is None:
                 row["experiment_id"] = root.get("experiment_id")
             if instead is not None:
                 _fill(row, instead)
+            for column, value in untold.items():
+                row.setdefault(column, value)
             if table in _CHANGED:
                 _since(table, row)
             if made is not None and row.get(made[0]) is None:

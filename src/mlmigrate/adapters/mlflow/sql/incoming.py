@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmigrate.adapters.mlflow.objects import BY_NAME, GROUPS, PREFIX
+from mlmigrate.adapters.mlflow.objects import BY_NAME, KINDS, PREFIX
 from mlmigrate.adapters.mlflow.objects import ROWS as KIND
 from mlmigrate.adapters.mlflow.sql import registry
 from mlmigrate.adapters.mlflow.sql.arriving import Objects
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 500  # rows a statement
 NAMED = frozenset(f"{PREFIX}{name}" for name in registry.KINDS)  # kinds that are found by name
+_ESTATE = frozenset(kind.group for kind in KINDS if not kind.experiment)  # refs of objects with a table's name
 Batches = Callable[[], Iterator[pa.RecordBatch]]  # of columns kind and body
 _Chunk = tuple[str, list[str], list[tuple[Any, ...]]]  # table, columns that the target has, rows
 _MODEL_METRICS = "logged_model_metrics"
@@ -74,7 +75,7 @@ def before(refs: Sequence[RunRef], known: Mapping[str, object]) -> frozenset[str
     """The tables ("@table") that came from the same stores as `refs`, when tables still came row by row."""
     stores = {ref.origin.partition("@")[2].partition(":")[2] for ref in refs}
     parts = (origin.partition("@")[2].partition(":") for origin in known if origin.startswith("mlflow:@"))
-    return frozenset(f"@{table}" for table, _, store in parts if store in stores and table not in GROUPS)
+    return frozenset(f"@{table}" for table, _, store in parts if store in stores and table not in _ESTATE)
 
 
 def _write_objects(

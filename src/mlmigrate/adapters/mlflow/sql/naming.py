@@ -21,7 +21,7 @@ from mlmigrate.adapters.mlflow.objects import BY_NAME, TEXTS, Kind, Named, Row, 
 from mlmigrate.adapters.mlflow.references import MLMODEL, References, rewritten
 from mlmigrate.adapters.mlflow.sql import registry as registered
 from mlmigrate.adapters.mlflow.sql.registry import Choice, Registry
-from mlmigrate.model import ORIGIN_TAG, Artifact, Record, Run
+from mlmigrate.model import ORIGIN_TAG, Artifact, Experiment, Record, Run
 
 if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.sql.connect import Session
@@ -262,6 +262,11 @@ class DatabaseNames:
     param_length: int
     rows_here: Callable[[str, Sequence[str], registered.Key], list[dict[str, Any]]]
 
+    def experiment(self, experiment: Experiment) -> Experiment:
+        """The experiment under the name that it has there."""
+        home = self.arranger.homes.get(experiment.id)
+        return experiment if home is None else replace(experiment, name=home.name)
+
     def run(self, run: Run) -> Run:
         """The run with the tags and params that it has there; what would be too long there stays as it was."""
         new = self.arranger.references.run(run)
@@ -277,13 +282,12 @@ class DatabaseNames:
         if record.kind not in BY_NAME:
             return record
         kind, tree = BY_NAME[record.kind], tree_of(record)
-        columns = {table: {name for row in rows for name in row} for table, rows in tree.items()}
         if kind.name in registered.KINDS:
             self._learn(tree)
         if self.arranger.arrange(kind, tree) is None:
             return record
         if kind.name in registered.KINDS:
-            self._registered(tree, columns)
+            self._registered(tree, {table: {name for row in rows for name in row} for table, rows in tree.items()})
         root = tree[kind.table][0]
         owner = root.get(kind.experiment) if kind.experiment else None
         for table in [table for table in tree if not self.arranger.shape.has(table)]:

@@ -95,8 +95,13 @@ class Rows:
                 for name in binary:
                     row[name] = None if row[name] is None else {"$bytes": row[name].replace("\n", "")}
                 for name in floats:
-                    if isinstance(row[name], str):  # NaN and the infinities
-                        row[name] = {"$float": row[name]}
+                    value = row[name]
+                    if isinstance(value, str):  # NaN and the infinities
+                        row[name] = {"$float": value}
+                    elif value is not None:
+                        row[name] = float(value)  # 1.0 is written as 1
+                    elif isinstance(row[name], int):  # JSON writes 1.0 as 1
+                        row[name] = float(row[name])
                 yield row
 
     def _other(self, table: str, columns: list[str], rest: str) -> Iterator[Row]:
