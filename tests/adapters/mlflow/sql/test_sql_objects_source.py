@@ -636,3 +636,89 @@ class TestDamage:
 
 
 OF_RUNS = ("mlflow.sql.params", "mlflow.sql.tags", "mlflow.sql.metrics")
+
+
+@pytest.mark.slow
+class TestPostgresql:
+    """A database that MLflow's client filled in SQLite, its rows laid into PostgreSQL by raw SQL."""
+
+    @pytest.fixture
+    def uri(self, filled, postgresql):
+        from adbc_driver_postgresql import dbapi
+
+        uri = postgresql()
+        with dbapi.connect(uri) as connection, connection.cursor() as cursor:
+            for statement in head_statements("postgresql"):
+                cursor.execute(statement)
+            cursor.execute("DELETE FROM workspaces")
+            cursor.execute("DELETE FROM alembic_version")
+            cursor.execute("SET session_replication_role = replica")  # in whatever order
+            for table, rows in raw_tables(filled[0]).items():
+                for row in rows:
+                    names = ", ".join(f'"{name}"' for name in row)
+                    values = ", ".join(literal(value) for value in row.values())
+                    cursor.execute(f"INSERT INTO {table} ({names}) VALUES ({values})")
+            connection.commit()
+        return uri
+
+    def test_the_same_objects_are_read(self, uri, filled):
+        ours = read(opened(filled[0]))
+        source = open_source(parse(f"mlflow:{uri}"), Context("source"))
+        theirs = read(source)
+        source.close()
+        assert [replace(ref, stamp="") for ref in theirs[0]] == [replace(ref, stamp="") for ref in ours[0]]
+        assert sorted(map(canonical, theirs[1])) == sorted(map(canonical, ours[1]))
+        assert [(one.owner, one.path) for one in theirs[2]] == [(one.owner, one.path) for one in ours[2]]
+        assert theirs[3] == []
+
+    def test_a_stamp_changes_with_its_own_rows_alone(self, uri):
+        from adbc_driver_postgresql import dbapi
+
+        def stamps():
+            source = open_source(parse(f"mlflow:{uri}"), Context("source"))
+            found = {ref.id: ref.stamp for ref in source.refs() if ref.kind == "records"}
+            source.close()
+            return found
+
+        before = stamps()
+        assert before == stamps()
+        with dbapi.connect(uri) as connection, connection.cursor() as cursor:
+            cursor.execute("UPDATE trace_tags SET value = 'y' WHERE key = 'tag' AND value = 'grow'")
+            cursor.execute("INSERT INTO trace_tags SELECT 'mlmigrate.origin', 'x', request_id FROM trace_info")
+            connection.commit()
+        after = stamps()
+        assert {id_ for id_ in before if before[id_] != after[id_]} == {"@traces/2"}
+
+    def test_damage_is_told(self, uri):
+        from adbc_driver_postgresql import dbapi
+
+        with dbapi.connect(uri) as connection, connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE spans DROP CONSTRAINT fk_spans_trace_id")
+            cursor.execute("ALTER TABLE metrics DROP CONSTRAINT metric_pk")
+            cursor.execute("INSERT INTO metrics SELECT * FROM metrics")
+            cursor.execute("UPDATE trace_metrics SET value = 'NaN'")
+            cursor.execute("INSERT INTO trace_metrics SELECT request_id, 'nan', 'NaN' FROM trace_info")
+            cursor.execute("SET session_replication_role = replica")
+            cursor.execute("DELETE FROM trace_info WHERE experiment_id = 2")
+            cursor.execute("INSERT INTO alembic_version VALUES ('75868b020152')")
+            connection.commit()
+        source = open_source(parse(f"mlflow:{uri}"), Context("source"))
+        refs = list(source.refs())
+        told = {loss.what for loss in source.oddities()}
+        with source.read(refs) as reading:
+            assert not reading.distinct
+            assert sum(map(len, reading.points())) == 22
+            records = list(reading.records())
+        source.close()
+        assert {"2 rows of spans", "the schema names 2 revisions"} <= told
+        assert Counter(record.kind for record in records)["mlflow.sql.spans"] == 2
+        metrics = [row for one in records if one.kind == "mlflow.trace" for row in tree_of(one)["trace_metrics"]]
+        assert [row["value"] for row in metrics] == [{"$float": "NaN"}] * 2
+
+
+def literal(value):
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return f"'{value!r}'" if isinstance(value, float) else str(value)

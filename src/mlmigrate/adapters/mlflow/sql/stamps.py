@@ -1,7 +1,7 @@
 """Stamps of rows: a hash for each group of them that changes when any row does.
 
 Every column is hashed but the largest, of which the length is: they are written once, together with
-others that tell when.
+others that tell when.  Spans, of which there are the most, are summed: how many, their times and lengths.
 """
 
 # ruff: noqa: S608 - no value from outside is written into SQL but by Session.among, in hexadecimal
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, SQLITE, Session
 from mlmigrate.adapters.mlflow.sql.listing import Hashed
-from mlmigrate.adapters.mlflow.sql.rows import quoted
+from mlmigrate.adapters.mlflow.sql.rows import is_text, quoted
 
 if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.sql.schema import Shape
@@ -23,9 +23,8 @@ _LARGE: Mapping[str, frozenset[str]] = {
     "spans": frozenset(["content"]),
     "evaluation_dataset_records": frozenset(["inputs", "outputs", "expectations", "source"]),
 }
-_DERIVED: Mapping[str, frozenset[str]] = {  # told by the columns that they are made of
-    "spans": frozenset(["experiment_id", "parent_span_id", "name", "type", "start_time_unix_nano", "model_name"]),
-}
+_SUMMED = frozenset(["spans"])
+_PRIME = 1_000_000_007  # the sum of times in nanoseconds would overflow
 _BETWEEN = "\x1f"
 
 
@@ -38,7 +37,10 @@ def stamps(
         chosen = f"{group} AS g, count(*) AS n, sum({number})::text AS s"
         sql = f"{before}SELECT {chosen} FROM {tables} WHERE {where} GROUP BY 1"
         return {group: digest(f"{count} {total}") for group, count, total in session.rows(sql)}
-    columns = f" || '{_BETWEEN}' || ".join(_column(session, table, one) for one in _columns(shape, table))
+    if table in _SUMMED:
+        sql = f"{before}SELECT {group} AS g, {_sums(session, shape, table)} FROM {tables} WHERE {where} GROUP BY 1"
+        return {group: digest(repr(found)) for group, *found in session.rows(sql)}
+    columns = f" || '{_BETWEEN}' || ".join(_column(session, table, one) for one in shape.tables[table])
     order = "t.rowid" if session.kind == SQLITE else "2"
     hashed = Hashed()
     sql = f"{before}SELECT {group} AS id, {columns} AS pair FROM {tables} WHERE {where} ORDER BY {order}"
@@ -52,13 +54,20 @@ def digest(text: str) -> str:
     return blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-def _columns(shape: Shape, table: str) -> list[str]:
-    return [one for one in shape.tables[table] if one not in _DERIVED.get(table, ())]
+def _sums(session: Session, shape: Shape, table: str) -> str:
+    sums = ["count(*)"] + (["max(t.rowid)"] if session.kind == SQLITE else [])
+    for name, kind in shape.tables[table].items():
+        column = f"t.{quoted(name)}"
+        sums.append(f"sum({_length(session, column) if is_text(kind) else f'{column} % {_PRIME}'})")
+    return ", ".join(f"{session.text(one)} AS c{number}" for number, one in enumerate(sums))
 
 
 def _column(session: Session, table: str, name: str) -> str:
     column = f"t.{quoted(name)}"
     if name not in _LARGE.get(table, ()):
         return session.nullable(column)
-    length = "octet_length" if session.kind == SQLITE else "length"
-    return f"COALESCE({session.text(f'{length}({column})')}, '')"
+    return f"COALESCE({session.text(_length(session, column))}, '')"
+
+
+def _length(session: Session, column: str) -> str:
+    return f"octet_length({column})" if session.kind == SQLITE else f"length({column})"
