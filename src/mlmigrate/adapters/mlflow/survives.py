@@ -31,7 +31,8 @@ SERVERS = {CURRENT: (3, 17), "3.5": (3, 5), "2.22": (2, 22), "2.9": (2, 9)}
 # Each older server says of many kinds that it does not know them: one reason for all.
 _NOT_YET = re.compile(r"MLflow [\d.]+ knows no [\w ]+")
 NOT_YET = "that version of MLflow knows no such thing"
-NEVER_CARRIED = ("mlflow.gateway_secret", "mlflow.account")  # so no archive has them
+SECRETS = "mlflow.gateway_secret"  # never carried, so no archive has them
+ACCOUNTS = "mlflow.auth."  # as sql.accounts calls them
 Part = Callable[[Limits], Holding]
 
 
@@ -85,7 +86,7 @@ def sources() -> dict[str, Reads]:
         "file store": FILES,
         "database": DATABASE,
         "server": SERVER,
-        "archive": Reads(_untold(DATABASE), frozenset(NEVER_CARRIED)),  # no source had more to tell
+        "archive": Reads(_untold(DATABASE), frozenset([SECRETS])),  # no source had more to tell
     }
 
 
@@ -265,10 +266,14 @@ def things() -> dict[str, tuple[Thing, ...]]:
     }
     told = {name for names in _GROUPS.values() for name in names}
     others = tuple(_thing(kind) for kind in objects.KINDS if kind.name not in told)
-    never = (Thing(NEVER_CARRIED[0], "secrets of the gateway"), Thing(NEVER_CARRIED[1], "accounts and permissions"))
+    last = (
+        Thing(SECRETS, "secrets of the gateway"),
+        Thing(ACCOUNTS, "accounts, roles, permissions"),
+        Thing(objects.ROWS, "tables that are none of MLflow's"),
+    )
     owned = Thing("owned.artifacts", "files of logged models and of traces", _owned)
     grouped["Models"] += (owned,)
-    return {**PARTS, **grouped, "The rest of a server": others + never}
+    return {**PARTS, **grouped, "The rest of a server": others + last}
 
 
 def _thing(kind: objects.Kind) -> Thing:

@@ -22,7 +22,8 @@ READS = Reads(
             "budget_policy",
             "mcp_server",
             "job",
-            "account",
+            "auth.",
+            "sql.",
         )
     ),
     holdings=(

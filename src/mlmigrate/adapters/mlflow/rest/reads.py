@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from mlmigrate.adapters.base import Change, Holding, Reads
+from mlmigrate.adapters.mlflow.objects import ROWS
 
 _AGAIN = "the target makes it again"
 _ENCRYPTED = "{}secrets can be read only by the server that encrypted them"
-_NO_ACCOUNTS = (
-    "the accounts of MLflow's basic-auth app lie in a database of their own (`basic_auth.db`) that mlmigrate does "
-    "not read, and no server shows passwords"
-)
 
 READS = Reads(
     holdings=(
@@ -43,6 +40,7 @@ READS = Reads(
         Holding("mlflow.gateway_secret", "lost", _ENCRYPTED.format("")),
         Holding("mlflow.mcp_server", "lost", "they are read from a database alone"),
         Holding("mlflow.job", "lost", "they are read from a database alone"),
-        Holding("mlflow.account", "lost", _NO_ACCOUNTS),
+        Holding("mlflow.auth.", "lost", "they are read from a database alone"),
     ),
+    absent=frozenset([ROWS]),
 )

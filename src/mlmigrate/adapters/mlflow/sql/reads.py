@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlmigrate.adapters.base import Change, Holding, Reads
 from mlmigrate.adapters.mlflow.objects import KINDS
+from mlmigrate.adapters.mlflow.sql.accounts import KIND
 from mlmigrate.adapters.mlflow.sql.schema import LEFT_OUT, SECRETS
 
 _UNTOLD = tuple(
@@ -20,10 +21,9 @@ READS = Reads(
         *_UNTOLD,
         Holding("mlflow.gateway_secret", "lost", LEFT_OUT["secrets"]),
         Holding(
-            "mlflow.account",
-            "lost",
-            "the accounts of MLflow's basic-auth app lie in a database of their own (`basic_auth.db`) that mlmigrate "
-            "does not read, and no server shows passwords",
+            KIND,
+            because="passwords stay where they are, and each user needs a new one; the accounts of MLflow's basic-auth "
+            "app are read where its `basic_auth.db` lies beside a SQLite database",
         ),
     ),
 )
