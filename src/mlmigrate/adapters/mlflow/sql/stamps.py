@@ -23,7 +23,8 @@ _LARGE: Mapping[str, frozenset[str]] = {
     "spans": frozenset(["content"]),
     "evaluation_dataset_records": frozenset(["inputs", "outputs", "expectations", "source"]),
 }
-_SUMMED = frozenset(["spans"])
+# of a span these change together with all else
+_SUMMED: Mapping[str, tuple[str, ...]] = {"spans": ("content", "status", "end_time_unix_nano", "total_cost")}
 _PRIME = 1_000_000_007  # the sum of times in nanoseconds would overflow
 _BETWEEN = "\x1f"
 
@@ -56,9 +57,11 @@ def digest(text: str) -> str:
 
 def _sums(session: Session, shape: Shape, table: str) -> str:
     sums = ["count(*)"] + (["max(t.rowid)"] if session.kind == SQLITE else [])
-    for name, kind in shape.tables[table].items():
-        column = f"t.{quoted(name)}"
-        sums.append(f"sum({_length(session, column) if is_text(kind) else f'{column} % {_PRIME}'})")
+    for name in _SUMMED[table]:
+        column, kind = f"t.{quoted(name)}", shape.tables[table].get(name)
+        if kind is not None:
+            whole = f"{column} % {_PRIME}" if "INT" in kind.upper() else column
+            sums.append(f"sum({_length(session, column) if is_text(kind) else whole})")
     return ", ".join(f"{session.text(one)} AS c{number}" for number, one in enumerate(sums))
 
 
