@@ -22,6 +22,7 @@ from mlmigrate.adapters.memory import Held
 from mlmigrate.adapters.mlflow import open_source, open_target, repositories
 from mlmigrate.adapters.mlflow.rest import client, managed, plugins
 from mlmigrate.adapters.mlflow.rest.auth import login
+from mlmigrate.adapters.mlflow.rest.server import Server
 from mlmigrate.adapters.mlflow.rest.wire import Pair, RunData, RunInfo, Runs, WireRun
 from mlmigrate.address import parse
 from mlmigrate.errors import Refused, UsageError
@@ -144,6 +145,15 @@ class TestAnswers:
         runs = [run_at(start, tag) for start in (4, 5, 9, 10) for tag in ("o", "", None)]
         kept = managed.answered(managed.AZURE_ML, body, Runs(runs)).runs
         assert kept == [run_at(5, "o"), run_at(9, "o")]
+
+    def test_what_no_service_is_published_to_take_is_lost_and_planned(self):
+        for service, taken in (
+            (managed.DATABRICKS, {"mlflow.registered_model", "mlflow.logged_model"}),
+            (managed.AZURE_ML, {"mlflow.registered_model"}),
+        ):
+            limits = Server(service.version, service=service).limits
+            assert {one.kind for one in limits.holdings if one.how != "lost"} == taken == set(limits.records)
+        assert Server((3, 17), service=managed.SAGEMAKER).limits == Server((3, 17)).limits
 
     def test_experiments_get_a_path_where_a_service_wants_one(self):
         limits = managed.DATABRICKS.narrowed(Limits())

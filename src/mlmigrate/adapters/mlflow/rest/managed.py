@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mlmigrate.adapters.base import Limits
+from mlmigrate.adapters.base import Holding, Limits
 from mlmigrate.adapters.mlflow.rest.wire import Runs, WireRun
 from mlmigrate.errors import MigrateError
 from mlmigrate.model import ORIGIN_TAG, OURS
@@ -42,6 +42,7 @@ class Service:
     package         what a person installs so that MLflow knows its addresses
     version         what of MLflow's interface it speaks, when it does not tell
     narrower        fields of Limits that are smaller than those of a server of that version
+    objects         kinds of record that it takes by published calls; None for all of its version
     pages           end of a path -> the most results that it gives
     rates           end of a path -> calls a second; "" for all others
     metrics         points in one log-batch
@@ -57,6 +58,7 @@ class Service:
     package: str = ""
     version: tuple[int, int] | None = None
     narrower: Mapping[str, Any] = field(default_factory=dict)
+    objects: tuple[str, ...] | None = None
     pages: Mapping[str, int] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     metrics: int | None = None
@@ -73,7 +75,20 @@ class Service:
 
     def narrowed(self, limits: Limits) -> Limits:
         """The limits of a plain server, made those of this service."""
-        return replace(limits, **self.narrower) if self.narrower else limits
+        taken = self.objects
+        if taken is None:
+            return replace(limits, **self.narrower)
+        because = f"nothing is published of how {self.name} takes it"
+        return replace(
+            limits,
+            records=tuple(kind for kind in limits.records if kind in taken),
+            holdings=tuple(
+                one if one.how == "lost" or one.kind in taken else Holding(one.kind, "lost", because)
+                for one in limits.holdings
+            ),
+            owned_artifacts=limits.owned_artifacts and "mlflow.logged_model" in taken,
+            **self.narrower,
+        )
 
 
 PLAIN = Service(steady=False)
@@ -94,6 +109,7 @@ DATABRICKS = Service(
     "Databricks",
     version=NEWEST,
     narrower={"tag_length": 5000, "experiment_tag_length": 5000, "experiment_folder": "/Shared"},
+    objects=("mlflow.registered_model", "mlflow.logged_model"),
     pages={
         EXPERIMENTS_SEARCH: 1000,
         RUNS_SEARCH: 50_000,
@@ -134,6 +150,7 @@ AZURE_ML = Service(
         "experiment_tag_length": 1000,
         "experiment_name_length": 256,
     },
+    objects=("mlflow.registered_model",),
     pages={EXPERIMENTS_SEARCH: 1000, RUNS_SEARCH: 1000},
     metrics=250,
     order=("start_time ASC",),
