@@ -28,6 +28,8 @@ from mlmigrate.adapters.mlflow.rest.place import WRITERS, RestPlace
 from mlmigrate.adapters.mlflow.rest.registry import foreseen
 from mlmigrate.adapters.mlflow.rest.server import Server, probe
 from mlmigrate.adapters.mlflow.rest.source import EXPERIMENTS_PER_SEARCH, run_pages
+from mlmigrate.adapters.mlflow.rest.there import AllNames, There
+from mlmigrate.adapters.mlflow.rest.there import load as load_traces
 from mlmigrate.adapters.mlflow.rest.waiting import Waiting
 from mlmigrate.adapters.mlflow.rest.wire import WireRun
 from mlmigrate.adapters.mlflow.rest.writing import WAITS_TAG, Writing, is_whole
@@ -159,7 +161,8 @@ class RestTarget:
         for info in self.homes.look():
             for origin in origins_of(info):
                 self.known.note("experiment", origin.partition("@")[0], info.experiment_id)
-        return ServerNames(self.known, lost)
+        load_traces(self._client, self.server, list(self.known.ids["experiment"].values()), self.known)
+        return AllNames(ServerNames(self.known, lost), There(self._client, self.server))
 
     def close(self) -> None:
         """Gives the connections back."""

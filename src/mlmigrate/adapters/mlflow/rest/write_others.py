@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlmigrate.adapters.base import Change, Holding
 from mlmigrate.adapters.mlflow import conflicts
 from mlmigrate.adapters.mlflow.objects import Row, Tree, tree_of
+from mlmigrate.adapters.mlflow.rest.client import Client
 from mlmigrate.adapters.mlflow.rest.wire import Anything
 from mlmigrate.errors import Conflict, MigrateError, NotFound, Unavailable
 from mlmigrate.model import Artifact, Record
@@ -162,12 +163,7 @@ class OtherWriter:
         return policy == "merge"
 
     def _named(self, path: str, word: str, experiment: str, name: str) -> Said | None:
-        ask = {"experiment_id": experiment, "name": name}
-        try:
-            found = self._client.get(f"{API}/{path}/get-by-name", dict[str, Said], ask)
-        except NotFound:
-            return None
-        return found.get(word)
+        return named(self._client, path, word, experiment, name)
 
     def _made(self, path: str, word: str, body: Said) -> Said:
         """Made once: two of a name cannot be, so a doubtful answer is told by the next."""
@@ -234,41 +230,17 @@ class OtherWriter:
         if run and run not in self._frame.known.ids["run"].values():
             self._lose(record, f"the run that found it ({run})", "it was not carried")
             del row["source_run_id"]
-        body = _issue_body(tree, experiment)
+        body = issue_body(tree, experiment)
         at = f"issues of {experiment}"
-        self._once(at, _issue_key(body), lambda: map(_issue_key, self._issues(experiment)), f"{API}/issues", body)
-
-    def _issues(self, experiment: str) -> Iterator[Said]:
-        token = ""
-        while True:
-            body = {"experiment_id": experiment, "max_results": PAGE} | ({"page_token": token} if token else {})
-            page = self._client.post(f"{API}/issues/search", Said, body)
-            yield from page.get("issues", ())
-            token = page.get("next_page_token", "")
-            if not token:
-                return
+        self._once(at, issue_key(body), lambda: map(issue_key, issues(self._client, experiment)), f"{API}/issues", body)
 
     def _webhook(self, record: Record, tree: Tree) -> None:
         row = tree["webhooks"][0]
         if row.get("deleted_timestamp") is not None:
             self._lose(record, "it", "it is deleted, and MLflow's API shows no deleted webhook")
             return
-        events = [
-            {"entity": one["entity"].upper(), "action": one["action"].upper()} for one in tree.get("webhook_events", ())
-        ]
-        body = {"name": row["name"], "url": row["url"], "events": events, "status": "DISABLED"}
-        body |= {"description": row["description"]} if row.get("description") else {}
-        self._once("webhooks", _webhook_key(body), lambda: map(_webhook_key, self._webhooks()), WEBHOOKS, body)
-
-    def _webhooks(self) -> Iterator[Said]:
-        token = ""
-        while True:
-            params = {"page_token": token} if token else {}
-            page = self._client.get(WEBHOOKS, Said, params)
-            yield from page.get("webhooks", ())
-            token = page.get("next_page_token", "")
-            if not token:
-                return
+        body = webhook_body(tree)
+        self._once("webhooks", webhook_key(body), lambda: map(webhook_key, webhooks(self._client)), WEBHOOKS, body)
 
     def _once(self, at: str, key: str, there: Callable[[], Iterator[str]], path: str, body: Said) -> None:
         """Makes what is not there; of several that hold the same, as many as there are in the source."""
@@ -305,7 +277,51 @@ def _same_schema(there: Said, wanted: Said) -> bool:
     return all((there.get(name) or None) == (wanted.get(name) or None) for name in names)
 
 
-def _issue_body(tree: Tree, experiment: str) -> Said:
+def named(client: Client, path: str, word: str, experiment: str, name: str) -> Said | None:
+    """The schema or queue of this name."""
+    ask = {"experiment_id": experiment, "name": name}
+    try:
+        found = client.get(f"{API}/{path}/get-by-name", dict[str, Said], ask)
+    except NotFound:
+        return None
+    return found.get(word)
+
+
+def issues(client: Client, experiment: str) -> Iterator[Said]:
+    """The issues of an experiment."""
+    token = ""
+    while True:
+        body = {"experiment_id": experiment, "max_results": PAGE} | ({"page_token": token} if token else {})
+        page = client.post(f"{API}/issues/search", Said, body)
+        yield from page.get("issues", ())
+        token = page.get("next_page_token", "")
+        if not token:
+            return
+
+
+def webhooks(client: Client) -> Iterator[Said]:
+    """The webhooks of a server."""
+    token = ""
+    while True:
+        page = client.get(WEBHOOKS, Said, {"page_token": token} if token else {})
+        yield from page.get("webhooks", ())
+        token = page.get("next_page_token", "")
+        if not token:
+            return
+
+
+def webhook_body(tree: Tree) -> Said:
+    """A webhook as the call that makes one takes it; never enabled."""
+    row = tree["webhooks"][0]
+    events = [
+        {"entity": one["entity"].upper(), "action": one["action"].upper()} for one in tree.get("webhook_events", ())
+    ]
+    body = {"name": row["name"], "url": row["url"], "events": events, "status": "DISABLED"}
+    return body | ({"description": row["description"]} if row.get("description") else {})
+
+
+def issue_body(tree: Tree, experiment: str) -> Said:
+    """An issue as the call that makes one takes it."""
     row = tree["issues"][0]
     body = {name: row[name] for name in ("name", "description", "status", "severity", "created_by") if row.get(name)}
     body |= {"source_run_id": row["source_run_id"]} if row.get("source_run_id") else {}
@@ -317,10 +333,12 @@ def _issue_body(tree: Tree, experiment: str) -> Said:
     return body | {"experiment_id": experiment, "description": row.get("description") or ""}
 
 
-def _issue_key(said: Said) -> str:
+def issue_key(said: Said) -> str:
+    """What tells one issue of an experiment from another."""
     return json.dumps([said.get(name) or "" for name in ("name", "description", "source_run_id")])
 
 
-def _webhook_key(said: Said) -> str:
+def webhook_key(said: Said) -> str:
+    """What tells one webhook from another."""
     events = sorted(f"{one['entity']}.{one['action']}" for one in said.get("events", ()))
     return json.dumps([said.get("name"), said.get("url"), events])
