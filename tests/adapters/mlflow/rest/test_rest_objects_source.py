@@ -380,7 +380,7 @@ def test_a_server_without_a_proxy_gives_files_by_their_owners(servers, tmp_path)
         run_sql(server, f"delete from trace_tags where request_id = '{trace}' and key = 'mlflow.trace.spansLocation'")
         folder = Path(one(server, f"select value from trace_tags where key = 'mlflow.artifactLocation' "
                                   f"and request_id = '{trace}'"))  # fmt: skip
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "traces.json").write_bytes(b'{"spans": []}')
         place = opened(server)
         found = artifacts_of(place, refs_of(place, "logged_models", "traces"))
