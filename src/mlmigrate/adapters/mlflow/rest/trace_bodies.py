@@ -227,8 +227,10 @@ def _object(text: str | None) -> dict[str, Any]:
 
 
 def _assessment_there(row: Row) -> None:
-    if row["assessment_type"] == "feedback":
-        row["value"] = json.dumps(value_there(row), sort_keys=True)
+    """As the server shows it: of what is kept whole, the plain values of expectations too become floats."""
+    value = value_there(row)
+    if row["assessment_type"] == "feedback" or not isinstance(value, dict | list):
+        row["value"] = json.dumps(value, sort_keys=True)
     if row.get("assessment_metadata"):
         row["assessment_metadata"] = json.dumps(json.loads(row["assessment_metadata"]), sort_keys=True)
 
