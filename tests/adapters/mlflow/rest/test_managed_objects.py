@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -19,7 +21,11 @@ from mlmigrate.adapters.mlflow.rest.managed import AZURE_ML
 from mlmigrate.adapters.mlflow.rest.server import probe
 from mlmigrate.adapters.mlflow.rest.source import RestSource
 from mlmigrate.address import parse
+from mlmigrate.events import Silent
+from mlmigrate.ledger import Ledger
 from mlmigrate.steps import Steps
+from mlmigrate.survey import Job
+from mlmigrate.transfer import transfer
 
 pytestmark = pytest.mark.slow
 FILL = Path(__file__).with_name("rest_fill.py")
@@ -97,3 +103,28 @@ def test_azures_registry_is_read_with_its_nulls(filled, plain):
     service.stop()
     assert {one[:2] for one in of(found, *REGISTRY)} >= {one[:2] for one in of(plain, "mlflow.registered_model")}
     assert set(service.refused) <= {"newer"}
+
+
+def test_the_registry_goes_to_databricks_and_the_rest_is_told(filled, current, monkeypatch, tmp_path):
+    service = Databricks(current.url, page=2)
+    monkeypatch.setenv("TARGET_DATABRICKS_HOST", service.url)
+    monkeypatch.setenv("TARGET_DATABRICKS_TOKEN", service.token)
+    source, target = parse(f"mlflow:{filled.url}"), parse("mlflow:databricks")
+    with contextlib.closing(Ledger.open(tmp_path / "l", source, target)) as ledger:
+        report = transfer(Job(source, target), ledger, Silent())
+    service.stop()
+    assert report.failed == ()
+    versions = """select name, version, description from model_versions where current_stage != 'Deleted_Internal'
+        and name in (select name from registered_models where name not in
+        (select name from registered_model_tags where key = 'mlflow.prompt.is_prompt'))"""
+    wanted = rows(filled, versions)
+    assert wanted
+    assert wanted <= rows(current, versions)
+    told = {loss.because for loss in report.losses}
+    assert "nothing is published of how Databricks takes it" in " ".join(told)
+    assert set(service.refused) <= {"no such path"}
+
+
+def rows(server, query: str) -> set:
+    with contextlib.closing(sqlite3.connect(f"file:{server.database}?mode=ro", uri=True, timeout=30)) as db:
+        return set(db.execute(query))
