@@ -11,12 +11,12 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.estate_figures import estate
+from benchmarks.estate_figures import estate, estate_peer
 from benchmarks.figures import ALL as FIGURES
 from benchmarks.figures import Shop, Sizes, default_file_store, say
 from benchmarks.table import Row, markdown, write_json
 
-ALL = {**FIGURES, "estate": estate}
+ALL = {**FIGURES, "estate": estate, "estate-peer": estate_peer}
 
 
 def main() -> int:
