@@ -445,7 +445,6 @@ class TestTraces:
                     "timestamp_ms": 1700000000123,
                     "execution_time_ms": 87,
                     "status": "ERROR",
-                    "client_request_id": None,
                 }
             ],
             "trace_tags": [{"request_id": TRACE, "key": "mlflow.traceName", "value": "f"}],

@@ -34,10 +34,12 @@ STATUSES = {"TRACE_STATUS_UNSPECIFIED": "STATE_UNSPECIFIED", "UNSPECIFIED": "STA
 NUMBERED = ("STATE_UNSPECIFIED", "OK", "ERROR", "IN_PROGRESS")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?)s")
+_TEXTS = ("client_request_id", "request_preview", "response_preview")
 _PARTS = (INFO, "tags", "request_metadata", "assessments", FOLDER)
 _REPEATED = frozenset(("tags", "request_metadata", "trace_metadata", "assessments", "trace_location"))
 _KNOWN = _REPEATED | {
-    *("request_id", "trace_id", "experiment_id", "client_request_id", "request_preview", "response_preview"),
+    *("request_id", "trace_id", "experiment_id"),
+    *_TEXTS,
     *("timestamp_ms", "request_time", "execution_time_ms", "execution_duration_ms", "execution_duration"),
     *("status", "state"),
 }
@@ -83,8 +85,7 @@ class Traces:
             "timestamp_ms": _time(trace.said),
             "execution_time_ms": _duration(trace.said),
             "status": _status(trace),
-            "client_request_id": trace.text("client_request_id"),
-            **{field: trace.text(field) for field in ("request_preview", "response_preview") if field in trace.said},
+            **{field: trace.text(field) for field in _TEXTS if field in trace.said},
         }
         self._check(trace, id)
         tree = {
