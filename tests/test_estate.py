@@ -144,7 +144,8 @@ class TestACopy:
 
 def test_the_same_archive_fills_a_postgresql(estate: Path, archive: Address, postgresql: str, tmp_path: Path) -> None:
     there = parse(f"mlflow:{postgresql}")
-    job = Job(archive, there, target_settings=Settings(artifacts_to=str(tmp_path / "arrived")))
+    store = str(tmp_path / "arrived")
+    job = Job(archive, there, target_settings=Settings(artifacts_to=store, artifacts_at=(store,)))
     with closing(Ledger.open(tmp_path / "ledger", archive, there)) as ledger:
         report = transfer(job, ledger, Silent())
     assert (report.failed, report.losses) == ((), ())
