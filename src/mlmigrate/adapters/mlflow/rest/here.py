@@ -230,6 +230,8 @@ class ServerNames:
         tree = objects.tree_of(moved)
         replaced = {known.versions.get((root["name"], row["version"]), row["version"]): v for row, v in lost if v}
         for row in tree.get("model_versions", ()):
+            if isinstance(row.get("source"), str) and " " in row["source"]:
+                row["source"] = known.source(row["source"])
             if (there := replaced.get(row["version"])) is not None:
                 row["source"], row["run_id"] = there.source, there.run_id
         return replace(moved, body=msgspec.json.encode(tree).decode())

@@ -90,7 +90,10 @@ def holdings(version: tuple[int, int]) -> Sequence[Holding]:
 
 @dataclass(slots=True)
 class Draft:
-    """A model being written. `found`: an earlier try made it; `done`: and left nothing to do."""
+    """A model being written. `found`: an earlier try made it; `done`: and left nothing to do.
+
+    waits, late  tags and params that name what may come after it
+    """
 
     source: str
     id: str
@@ -101,6 +104,8 @@ class Draft:
     done: bool = False
     has: Mapping[str, str] = field(default_factory=dict)
     params: frozenset[str] = frozenset()
+    waits: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
 
 
 class ModelWriter:
@@ -175,7 +180,7 @@ class ModelWriter:
             "name": root.get("name") or "",
             "model_type": root.get("model_type") or "",
             "source_run_id": references.id("run", root.get("source_run_id") or ""),
-            "params": pairs(dict(list(self._params(tree).items())[:PARAMS])),
+            "params": pairs(dict(list(self._known(self._params(tree)).items())[:PARAMS])),
             "tags": pairs({**self._tags(tree), ORIGIN_TAG: record.id}),
         }
         tries = count()
@@ -205,10 +210,11 @@ class ModelWriter:
     def _fill(self, record: Record, draft: Draft) -> None:
         """Params that did not fit, tags that name the model itself, and what ties it to runs."""
         tree = objects.tree_of(self._frame.references.record(record))
-        params = self._params(tree)
-        for some in _in_lots((key for key in params if key not in draft.params), PARAMS):
-            self._add_params(draft, {key: params[key] for key in some})
-        means = self._tags(tree)
+        params, means = self._params(tree), self._tags(tree)
+        known = self._known(params)
+        draft.late = {key: value for key, value in params.items() if key not in known}
+        draft.waits = {key: value for key, value in means.items() if self._frame.known.waits(value)}
+        self._add_params(draft, {key: value for key, value in known.items() if key not in draft.params})
         self._set_tags(draft, {key: value for key, value in means.items() if draft.has.get(key) != value})
         for key in draft.has:
             if key not in means and not key.startswith(OURS):
@@ -219,7 +225,15 @@ class ModelWriter:
         for row in tree.get("inputs", ()):
             self._told(record, f"its link to run {row['source_id']}", partial(self._link, draft, row))
 
+    def _known(self, params: Mapping[str, str]) -> dict[str, str]:
+        """Those that wait for nothing: no param can be changed."""
+        return {key: value for key, value in params.items() if not self._frame.known.waits(value)}
+
     def _add_params(self, draft: Draft, params: Mapping[str, str]) -> None:
+        for some in _in_lots(params.items(), PARAMS):
+            self._add_some(draft, dict(some))
+
+    def _add_some(self, draft: Draft, params: Mapping[str, str]) -> None:
         """A param that is there already is refused, and with it the whole call."""
         tries = count()
 
@@ -227,7 +241,7 @@ class ModelWriter:
             has = self._get(draft).data.params if next(tries) > 0 else []
             missing = {key: value for key, value in params.items() if key not in {pair.key for pair in has}}
             if missing:
-                body = {"params": pairs(missing)}
+                body = {"model_id": draft.id, "params": pairs(missing)}
                 self._client.once("POST", f"{self._path(draft)}/params", Anything, None, body)
 
         self._client.again.do("params", attempt)
@@ -301,6 +315,10 @@ class ModelWriter:
 
     def _close(self, draft: Draft) -> None:
         self._frame.uploads.check(OWNER + draft.id)
+        text = self._frame.references.text
+        self._add_params(draft, {key: text(value) for key, value in draft.late.items() if key not in draft.params})
+        later = {key: text(value) for key, value in draft.waits.items()}
+        self._set_tags(draft, {key: value for key, value in later.items() if value != draft.waits[key]})
         if draft.status != 1 or draft.found:
             body = {"model_id": draft.id, "status": STATUSES.get(draft.status, STATUSES[1])}
             self._client.patch(self._path(draft), Anything, body)

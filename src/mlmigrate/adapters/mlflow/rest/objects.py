@@ -113,6 +113,14 @@ class Known:
         numbers = {(name, n): int(self.by_origin[origin]) for n, origin in versions.items() if origin in self.by_origin}
         return Known(self.ids, self.places, {**self.models, name: here or name}, {**self.versions, **numbers})
 
+    def source(self, text: str) -> str:
+        """The source of a version as it is here. Names with spaces are found only here, where they stand alone."""
+        found = _ALONE.fullmatch(text)
+        if found is None or _NAMED.fullmatch(text):
+            return self.references.text(text)
+        name, number = found[1], int(found[2])
+        return f"models:/{self.models.get(name, name)}/{self.versions.get((name, number), number)}"
+
     def waits(self, text: str) -> bool:
         """Whether a text, already rewritten, names something that is not known here, and may be later."""
         if any(name not in self.models for name in _NAMED.findall(text)):
@@ -233,6 +241,7 @@ def _classes() -> Mapping[str, type[Writer]]:
 _MAY_REFER = re.compile(r"(?<![0-9A-Za-z])(?:m-|tr-|d-)?[0-9a-f]{32}(?![0-9A-Za-z])|models:/")
 _IDS = re.compile(r"(?<![0-9A-Za-z])(?:m-|tr-|d-)?[0-9a-f]{32}(?![0-9A-Za-z])")
 _NAMED = re.compile(r"models:/([^/\s\"'#?@]+)(?:/\d+(?![\w.])|@)")
+_ALONE = re.compile(r"models:/([^/]+)/(\d+)")
 _UUID = re.compile(r"model_uuid\W{1,8}[0-9a-f]{32}")
 
 

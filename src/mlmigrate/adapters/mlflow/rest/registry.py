@@ -290,7 +290,7 @@ class Model:
         told = {"name": self._name, "description": row.get("description") or "", "run_link": row.get("run_link") or ""}
         refusal = ""
         for source, beside in self._sources(row):
-            meant = self._text(row.get("source") or "")
+            meant = self._source(row)
             where = source if source is not None else _nowhere(meant)
             kept = {} if where == meant else {SOURCE_TAG: meant}
             if "model_id" in beside:
@@ -318,7 +318,7 @@ class Model:
 
     def _sources(self, row: Row) -> Iterator[tuple[str | None, dict[str, str]]]:
         """What a server may take as the source, the truest first: (source, None for nowhere; fields beside)."""
-        source, run = self._text(row.get("source") or ""), self._run(row)
+        source, run = self._source(row), self._run(row)
         with_run = {"run_id": run} if run else {}
         if objects.IS_PROMPT in self._version_tags(row):
             yield from ((place, with_run) for place in dict.fromkeys((source or DUMMY, DUMMY)))
@@ -342,7 +342,7 @@ class Model:
         what = f"version {row['version']}"
         if source is None:
             self._lose(f"source of {what} ({row.get('source')!r})", f"kept in its tag {SOURCE_TAG}: {refusal}")
-        elif source != self._text(row.get("source") or ""):
+        elif source != self._source(row):
             self._lose(f"source of {what} ({row.get('source')!r})", f"became {source!r}: {refusal}")
         if (made.run_id or "") != self._run(row):
             self._lose(
@@ -422,6 +422,9 @@ class Model:
 
     def _key(self, **beside: str) -> dict[str, str]:
         return {"name": self._name, **beside}
+
+    def _source(self, row: Row) -> str:
+        return self._frame.known.source(row.get("source") or "")
 
     def _text(self, text: str) -> str:
         return self._frame.references.text(text)
