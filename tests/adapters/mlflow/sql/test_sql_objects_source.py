@@ -722,3 +722,15 @@ def literal(value):
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return f"'{value!r}'" if isinstance(value, float) else str(value)
+
+
+def test_through_sqlalchemy_an_id_from_outside_is_data_too(empty):
+    hostile = "x'); DROP TABLE runs; --\\ \" /_ 模型"
+    with closing(sqlite3.connect(empty)) as connection:
+        insert(connection, "registered_models", name=hostile)
+        insert(connection, "registered_model_tags", name=hostile, key="k", value="v")
+        connection.commit()
+    source = DatabaseSource(Database(OTHER, f"sqlite:///{empty}"), Context("source"))
+    (record,) = read(source)[1]
+    assert (record.id, len(tree_of(record)["registered_model_tags"])) == (hostile, 1)
+    source.close()

@@ -152,7 +152,8 @@ class OtherSession(Session):
 
     def among(self, column: str, ids: Sequence[str]) -> str:
         """A condition: `column` is one of `ids`."""
-        return f"{column} IN ({', '.join(_literal(one) for one in ids) or 'NULL'})"
+        escaped = self._connection.dialect.name in ("mysql", "mariadb")
+        return f"{column} IN ({', '.join(_literal(one, escaped=escaped) for one in ids) or 'NULL'})"
 
     def _cast(self, expression: str, kind: int) -> str:
         if kind:
@@ -353,9 +354,11 @@ def _array(column: Iterable[object]) -> pa.Array:
     return pa.array([one.decode() if isinstance(one, bytes) else one for one in column])
 
 
-def _literal(text: str) -> str:
-    if "\\" in text or "\0" in text:
-        raise BadData(f"A run id holds a character that has no place in one: {text!r}")
+def _literal(text: str, *, escaped: bool) -> str:
+    """`escaped`: the database takes a backslash for the beginning of something."""
+    if "\0" in text:
+        raise BadData(f"An id holds a character that has no place in one: {text!r}")
+    text = text.replace("\\", "\\\\") if escaped else text
     return "'" + text.replace("'", "''") + "'"
 
 
