@@ -14,11 +14,9 @@ import pyarrow.compute as pc
 
 from mlmigrate.adapters.base import Reading
 from mlmigrate.events import Progress
-from mlmigrate.model import Loss, Record, RunRef
+from mlmigrate.model import Loss, RunRef
 from mlmigrate.pack import Contents, packs
-from mlmigrate.survey import Job, Places, Survey, opened, survey
-
-NAMED = ("mlflow.registered_model", "mlflow.prompt")  # kinds of record that may meet another of their name
+from mlmigrate.survey import Job, Places, Survey, named_records, opened, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,9 @@ def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
         count = _Count(places, seen, quick)
         for pack in packs(seen.todo, places.source.packing):
             places.steps.do("a pack", count.add, pack.refs)
-        foreseen = places.steps.do("names", places.target.foresee, list(seen.experiments.values()), count.named)
+        named = places.steps.do("models", named_records, places, seen.todo)
+        experiments = list(seen.experiments.values())
+        foreseen = places.steps.do("names", places.target.foresee, experiments, named)
         progress.end()
         return Plan(
             source=job.source.shown,
@@ -87,7 +87,6 @@ class _Count:
     artifacts: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
     names: set[tuple[str, str]] = field(default_factory=set)
-    named: list[Record] = field(default_factory=list)
     records: Counter[str] = field(default_factory=Counter)
 
     def add(self, refs: tuple[RunRef, ...]) -> None:
@@ -96,20 +95,18 @@ class _Count:
             contents = Contents(reading, self.places.recipe)
             experiments = {run.id: self._name(run.experiment) for run in contents.runs}
             points, artifacts, sizes = Counter[str](), Counter[str](), Counter[str]()
-            named: list[Record] = []
             if self.quick:
                 for ref in refs:
                     points[self._name(ref.experiment)] += ref.points
                     sizes[self._name(ref.experiment)] += ref.size
             else:
-                self._drain(contents, experiments, points, artifacts, sizes, named)
+                self._drain(contents, experiments, points, artifacts, sizes)
             names = set(self._names(reading, contents))
         self.runs.update(experiments.values())
         self.points += points
         self.artifacts += artifacts
         self.sizes += sizes
         self.names |= names
-        self.named += named
         self.records += contents.records_seen
         self.losses += contents.losses
 
@@ -120,7 +117,6 @@ class _Count:
         points: Counter[str],
         artifacts: Counter[str],
         sizes: Counter[str],
-        named: list[Record],
     ) -> None:
         for batch in contents.points():
             for count in pc.value_counts(batch["run"]).to_pylist():
@@ -131,7 +127,8 @@ class _Count:
             artifacts[name] += 1
             sizes[name] += artifact.size or 0
             self.places.progress.advance(artifacts=1, size=artifact.size or 0)
-        named += [record for record in contents.records() if record.kind in NAMED]
+        for _ in contents.records():
+            pass
 
     def _names(self, reading: Reading, contents: Contents) -> Iterator[tuple[str, str]]:
         mapping = self.places.recipe.mapping

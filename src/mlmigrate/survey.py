@@ -14,8 +14,8 @@ from mlmigrate.address import Address
 from mlmigrate.events import Progress, Silent
 from mlmigrate.fit import fit_experiment
 from mlmigrate.mapping import Mapping as Rules
-from mlmigrate.model import UNKNOWN_STAMP, Arrival, Experiment, Loss, RunRef
-from mlmigrate.pack import Recipe, full_stamp
+from mlmigrate.model import UNKNOWN_STAMP, Arrival, Experiment, Loss, Record, RunRef
+from mlmigrate.pack import Contents, Recipe, full_stamp
 from mlmigrate.selection import Selection
 from mlmigrate.steps import Steps
 
@@ -59,6 +59,7 @@ class Survey:
     losses: tuple[Loss, ...]
 
 
+REGISTRY = "@registry"  # the id of the ref of registered models
 _open: dict[str, Places] = {}
 _opening = threading.Lock()
 
@@ -104,6 +105,16 @@ def survey(places: Places) -> Survey:
         there = arrived.get(ref.origin)
         (already if there is not None and there.stamp == ref.stamp != UNKNOWN_STAMP else todo).append(ref)
     return Survey(experiments, todo, already, arrived, tuple(losses))
+
+
+def named_records(places: Places, refs: Sequence[RunRef]) -> list[Record]:
+    """The records that a target finds by their names, and so may meet others of the same."""
+    found: list[Record] = []
+    for ref in refs:
+        if ref.id == REGISTRY:
+            with places.source.read([ref]) as reading:
+                found += Contents(reading, places.recipe).records()
+    return found
 
 
 def wanted_experiments(source: Source, recipe: Recipe, steps: Steps) -> tuple[dict[str, Experiment], list[Loss]]:

@@ -24,7 +24,7 @@ from mlmigrate.events import Failure, Progress, RunEvent, RunState
 from mlmigrate.ledger import Ledger
 from mlmigrate.model import Loss, Receipt, RunRef
 from mlmigrate.pack import Contents, Pack, packs
-from mlmigrate.survey import Job, Places, Survey, opened, places_of, survey
+from mlmigrate.survey import Job, Places, Survey, named_records, opened, places_of, survey
 
 T = TypeVar("T")
 FATAL = (DiskFull, LedgerInUse, Refused, UsageError)
@@ -139,6 +139,10 @@ class _Work:
         self.progress.begin("copy", len(todo), sum(ref.points for ref in todo), sum(ref.size for ref in todo))
         self.ledger.begin(len(todo), len(self.runs) - len(todo))
         self._lose(self.survey.losses)
+        if self.job.target_settings.on_conflict == "fail":  # before anything is written
+            named = self.places.steps.do("models", named_records, self.places, self.survey.todo)
+            experiments = list(self.survey.experiments.values())
+            self.places.steps.do("names", self.places.target.foresee, experiments, named)
         self._lose(
             self.places.steps.do("experiments", self.places.target.prepare, list(self.survey.experiments.values()))
         )

@@ -171,18 +171,19 @@ class _Comparison:
         steps = self.both.steps
         there = {one.name: one for one in steps.do("experiments", self.both.there.experiments)}
         self._there_names = {one.id: one.name for one in there.values()}
-        for wanted in self.experiments.values():
-            self._experiment(wanted, there.get(wanted.name))
         refs = list(wanted_refs(self.both.source, self.both.recipe, steps, self.experiments))
         found = steps.do("runs", lambda: list(self.both.there.refs()))
         self.record_refs = (_of_kind(refs, "records"), _of_kind(found, "records"))
         targets = {ref.id: ref for ref in _of_kind(found, "run")}
         for ref in _of_kind(refs, "run"):
             self._match(ref, targets)
-        if not self.both.arrived:
-            self._extra(targets)
         if self.both.target is not None:
             self.names = steps.do("names", self.both.target.names, self.target_ids)
+        self.experiments = {id_: self.names.experiment(one) for id_, one in self.experiments.items()}
+        for wanted in self.experiments.values():
+            self._experiment(wanted, there.get(wanted.name))
+        if not self.both.arrived:
+            self._extra(targets)
 
     def _match(self, ref: RunRef, targets: Mapping[str, RunRef]) -> None:
         arrival = self.both.arrived.get(ref.origin)

@@ -278,6 +278,9 @@ class Place(Protocol):
 class Names(Protocol):
     """What the source's things are called in a target: verify compares with that."""
 
+    def experiment(self, experiment: Experiment) -> Experiment:
+        """The experiment under the name that it has there."""
+
     def run(self, run: Run) -> Run:
         """The run with the tags and params that it has there; its own id stays the source's."""
 
@@ -290,6 +293,10 @@ class Names(Protocol):
 
 class SameNames:
     """For targets where everything is called as it was."""
+
+    def experiment(self, experiment: Experiment) -> Experiment:
+        """The experiment itself."""
+        return experiment
 
     def run(self, run: Run) -> Run:
         """The run itself."""

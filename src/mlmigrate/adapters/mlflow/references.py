@@ -22,7 +22,7 @@ from typing import BinaryIO
 import msgspec
 
 from mlmigrate.adapters.mlflow.objects import BY_NAME, IDS, TEXTS, TYPED_IDS, TYPES, Named, Row, Tree, id_of
-from mlmigrate.model import PARENT_TAG, Artifact, Record, Run
+from mlmigrate.model import PARENT_TAG, Artifact, Experiment, Record, Run
 
 MLMODEL = "MLmodel"
 LARGEST_MLMODEL = 4 << 20  # bytes; what is larger is no MLmodel file of MLflow's
@@ -83,6 +83,10 @@ class References:
             if token in ids:
                 return ids[token]
         return token
+
+    def experiment(self, experiment: Experiment) -> Experiment:
+        """The experiment itself: its name is the target's business."""
+        return experiment
 
     def run(self, run: Run) -> Run:
         """The run with its tags and params as they are here."""

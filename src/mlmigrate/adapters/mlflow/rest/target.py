@@ -158,11 +158,13 @@ class RestTarget:
         for id_, here in ids.items():
             self.known.note("run", id_, here)
         lost = self._load()
+        experiments = {}
         for info in self.homes.look():
             for origin in origins_of(info):
                 self.known.note("experiment", origin.partition("@")[0], info.experiment_id)
+                experiments[origin.partition("@")[0]] = info.name
         load_traces(self._client, self.server, list(self.known.ids["experiment"].values()), self.known)
-        return AllNames(ServerNames(self.known, lost), There(self._client, self.server))
+        return AllNames(ServerNames(self.known, lost), There(self._client, self.server), experiments)
 
     def close(self) -> None:
         """Gives the connections back."""

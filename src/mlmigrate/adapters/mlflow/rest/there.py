@@ -13,18 +13,18 @@ from typing import Any
 
 import msgspec
 
-from mlmigrate.adapters.base import Names
 from mlmigrate.adapters.mlflow.objects import Row, Tree, tree_of
 from mlmigrate.adapters.mlflow.rest import trace_bodies
 from mlmigrate.adapters.mlflow.rest import write_others as others
 from mlmigrate.adapters.mlflow.rest.client import Client
+from mlmigrate.adapters.mlflow.rest.here import ServerNames
 from mlmigrate.adapters.mlflow.rest.holdings import holdings
 from mlmigrate.adapters.mlflow.rest.objects import Known
 from mlmigrate.adapters.mlflow.rest.server import Server
 from mlmigrate.adapters.mlflow.rest.source import API
 from mlmigrate.adapters.mlflow.rest.wire import OneExperiment
 from mlmigrate.adapters.mlflow.rest.write_old_traces import ours
-from mlmigrate.model import Artifact, Record, Run
+from mlmigrate.model import Artifact, Experiment, Record, Run
 
 TRACE = "mlflow.trace"
 
@@ -113,8 +113,13 @@ class There:
 class AllNames:
     """The names of a server's things, and how it shows those that it changes when they are written."""
 
-    names: Names
+    names: ServerNames
     there: There
+    experiments: Mapping[str, str]  # the source's id -> the name here
+
+    def experiment(self, experiment: Experiment) -> Experiment:
+        """The experiment under the name that it has there."""
+        return replace(experiment, name=self.experiments.get(experiment.id, experiment.name))
 
     def run(self, run: Run) -> Run:
         """The run as it is there."""
