@@ -9,8 +9,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-import servers
 
+import servers
 from mlmigrate.address import Address, parse
 from mlmigrate.events import Silent
 from mlmigrate.ledger import Ledger
@@ -127,5 +127,3 @@ def named_here(server, told: dict, run_before: str) -> tuple[bool, bool]:
     models = {row[0] for row in db.execute("select model_id from logged_models")}
     db.close()
     return told["run"] == run, not models or told["model"] in models
-
-

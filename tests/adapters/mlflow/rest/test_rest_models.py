@@ -7,10 +7,10 @@ import json
 import sqlite3
 import uuid
 
-import faults
 import pytest
 from rest_helpers import Database, estate, fresh
 
+import faults
 from mlmigrate.adapters.memory import Held, install
 from mlmigrate.adapters.mlflow import objects
 from mlmigrate.address import parse
@@ -213,11 +213,15 @@ def test_versions_of_a_model_name_it_and_its_tag_names_all_of_them(current, tmp_
 
 @pytest.mark.parametrize("kind", [faults.LOST, faults.ERROR_AFTER, faults.BEFORE])
 def test_answers_that_are_lost_make_nothing_twice(kind, current, proxy_of, tmp_path):
-    place, run, _, ids = some_models()
+    place, _run, _, ids = some_models()
     writes = ("logged-models", "outputs", "log-inputs", "log-batch")
 
     def rule(number, method, path):
-        return kind if method != "GET" and "search" not in path and any(one in path for one in writes) and number % 2 else None
+        return (
+            kind
+            if method != "GET" and "search" not in path and any(one in path for one in writes) and number % 2
+            else None
+        )
 
     proxy = proxy_of(current.url, rule=rule)
     report = copy(place, parse(f"mlflow:{proxy.url}"), tmp_path / "l", tries=15)

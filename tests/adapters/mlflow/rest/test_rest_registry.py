@@ -6,10 +6,10 @@ import contextlib
 import sqlite3
 import uuid
 
-import faults
 import pytest
 from rest_helpers import Database, estate, fresh
 
+import faults
 from mlmigrate.adapters import registry as adapters
 from mlmigrate.adapters.base import Context, Settings
 from mlmigrate.adapters.memory import Held, install
@@ -151,7 +151,10 @@ def test_a_second_copy_changes_nothing(current, tmp_path):
                   for origin, held in place.held.items()}  # fmt: skip
     report = copied(place, current, tmp_path)  # one that nobody can tell to be unchanged is looked at again
     assert report.failed == ()
-    assert (rows(current, query, plain), rows(current, "select * from registered_models where name = ?", plain)) == before
+    assert (
+        rows(current, query, plain),
+        rows(current, "select * from registered_models where name = ?", plain),
+    ) == before
 
 
 def test_a_registry_that_changed_is_brought_up_to_date(current, tmp_path):

@@ -18,7 +18,7 @@ from mlmigrate.adapters.mlflow.rest.objects import Known
 from mlmigrate.adapters.mlflow.rest.uploads import Uploads
 from mlmigrate.adapters.mlflow.rest.wire import WireRun
 from mlmigrate.adapters.mlflow.rest.writing import WAITS_TAG
-from mlmigrate.model import ORIGIN_TAG, Loss
+from mlmigrate.model import ORIGIN_TAG, Artifact, Loss
 
 if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.rest.writing import Writing
@@ -55,23 +55,21 @@ class Waiting:
         self._sources = sources  # experiment here -> the source's
         self.losses: list[Loss] = []
 
-    def settle(self, run: WireRun) -> bool:
-        """Whether something was changed. The run must be active then: `wants` told so."""
+    def settle(self, run: WireRun) -> None:
+        """Writes what is known now. The run must be active."""
         waits = _decoded(run)
         if waits is None:
-            return False
-        changed = self._tags(run, waits)
-        changed = self._files(run, waits) or changed
+            return
+        self._tags(run, waits)
         left = Waits(
             [key for key in waits.tags if self._waits(key, run.tags.get(key, ""))],
             [key for key in waits.params if self._still(run, key)],
-            [],
+            self._files(run, waits),
         )
         if not left:
             self._writing.delete_tag(run.id, WAITS_TAG)
         elif left != waits:
             self._writing.set_tag(run.id, WAITS_TAG, encoded(left))
-        return changed
 
     def wants(self, run: WireRun) -> bool:
         """Whether something that it waited for is known now."""
@@ -95,29 +93,37 @@ class Waiting:
         value = next((pair.value for pair in run.data.params if pair.key == key), "")
         return self._known.waits(self._known.references.text(value))
 
-    def _tags(self, run: WireRun, waits: Waits) -> bool:
-        changed = False
+    def _tags(self, run: WireRun, waits: Waits) -> None:
         for key in waits.tags:
             value = run.tags.get(key, "")
             meant = self._meant(key, value)
             if meant != value:
                 self._writing.set_tag(run.id, key, meant)
-                changed = True
-        return changed
 
-    def _files(self, run: WireRun, waits: Waits) -> bool:
+    def _files(self, run: WireRun, waits: Waits) -> list[str]:
+        """Gives those that still wait."""
+        left: list[str] = []
         if not waits.files:
-            return False
+            return left
         uploads = Uploads(self._writing.client, self._allow, self.losses)
         with ThreadPoolExecutor(1) as pool:
             shelf = Shelf(self._writing.client, pool, self._allow)
             for artifact in shelf.of([(run.id, run.info.artifact_uri)]):
                 if artifact.path in waits.files:
-                    meant = rewritten(artifact, self._known.references.text)
-                    call = uploads.of(run.id, run.info.artifact_uri, meant) if meant is not artifact else None
-                    if call is not None:
-                        call()
-        return True
+                    self._file(run, artifact, uploads, left)
+        return left
+
+    def _file(self, run: WireRun, artifact: Artifact, uploads: Uploads, left: list[str]) -> None:
+        def text(before: str) -> str:
+            after = self._known.references.text(before)
+            if self._known.waits(after):
+                left.append(artifact.path)
+            return after
+
+        meant = rewritten(artifact, text)
+        call = uploads.of(run.id, run.info.artifact_uri, meant) if meant is not artifact else None
+        if call is not None:
+            call()
 
     def _tell(self, run: WireRun, waits: Waits) -> None:
         """Runs that are named and were not carried; params that keep a name."""
