@@ -271,9 +271,7 @@ def old_trace(experiment: int):
     return id_, tree, data
 
 
-def test_spans_in_files_arrive_as_files(server, current, tmp_path, monkeypatch):
-    from mlflow import MlflowClient
-
+def test_spans_in_files_arrive_as_files(server, current, tmp_path):
     from mlmigrate.adapters.mlflow.objects import BY_NAME, record_of
 
     id_, tree, data = old_trace(1)
@@ -282,8 +280,8 @@ def test_spans_in_files_arrive_as_files(server, current, tmp_path, monkeypatch):
     artifact = Artifact(f"@trace/{id_}", "traces.json", lambda: file.open("rb"), len(data))
     for _ in range(2):
         server.write([record_of(BY_NAME["mlflow.trace"], tree)], [artifact])
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", current.url)
-    trace = MlflowClient(current.url).get_trace(id_)
+    with filled._tracking(current.url) as client:
+        trace = client.get_trace(id_)
     assert [(span.name, span.inputs) for span in trace.data.spans] == [("old", {"q": "wie?"})]
     (there,) = current.files.glob(f"*/traces/{id_}/artifacts/*")
     assert there.read_bytes() == data
