@@ -100,12 +100,15 @@ def _digests(body: Tables, shape: Shape) -> bytes:
 
 
 def _rows(rows: Sequence[Row], columns: frozenset[str]) -> bytes:
-    texts = sorted(_encoded(row if row.keys() == columns else _slim(row, columns)) for row in rows)
+    texts = sorted(
+        _encoded(row if row.keys() == columns and None not in row.values() else _slim(row, columns)) for row in rows
+    )
     return hashlib.blake2b(b"\0".join(texts), digest_size=_DIGEST).digest()
 
 
 def _slim(row: Row, columns: frozenset[str]) -> Row:
-    return {name: value for name, value in row.items() if name in columns}
+    """Null and what is not said are one: servers leave out what is null."""
+    return {name: value for name, value in row.items() if name in columns and value is not None}
 
 
 def _piece(digests: bytes, number: int) -> bytes:

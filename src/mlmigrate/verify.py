@@ -21,7 +21,7 @@ from mlmigrate.adapters.base import Context, Limits, Names, Reading, SameNames, 
 from mlmigrate.compare import Expected
 from mlmigrate.engine import default_workers
 from mlmigrate.errors import MigrateError, UsageError
-from mlmigrate.events import Progress, RunEvent, RunState
+from mlmigrate.events import Progress, RunEvent, RunState, Silent
 from mlmigrate.fingerprint import Sums
 from mlmigrate.fit import text_of
 from mlmigrate.mapping import Mapping as Rules
@@ -83,6 +83,19 @@ def verify(
         finally:
             progress.end()
         return comparison.verdict()
+
+
+def files_moved(job: Job) -> bool:
+    """Whether the target keeps the artifacts of runs elsewhere than the source: told by the first run of both."""
+    with _opened(job, Silent()) as both:
+        targets = {ref.id: ref for ref in both.there.refs() if ref.kind == "run"}
+        for ref in both.source.refs():
+            arrival = both.arrived.get(ref.origin)
+            target = targets.get(arrival.id if arrival is not None else ref.id)
+            if ref.kind == "run" and target is not None:
+                with both.source.read([ref]) as here, both.there.read([target]) as there:
+                    return [run.artifact_uri for run in here.runs] != [run.artifact_uri for run in there.runs]
+    return False
 
 
 @dataclass(frozen=True, slots=True)

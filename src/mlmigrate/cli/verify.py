@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -53,6 +54,9 @@ def command(places: tuple[str, ...], chosen: Chosen, *, quick: bool, download: b
     from mlmigrate.cli.output import shown, tell
 
     job = job_of(places, chosen)
+    if job.target_settings.artifacts_to == "keep" and not chosen.artifacts_to and verify.files_moved(job):
+        settings = replace(job.target_settings, artifacts_to="")  # a copy by way of an archive: compared by content
+        job = replace(job, source_settings=settings, target_settings=settings)
     verdict = verify.verify(
         job, shown(chosen), quick=quick, download=download, strict=chosen.strict, workers=chosen.workers
     )

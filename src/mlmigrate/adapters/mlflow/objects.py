@@ -26,7 +26,7 @@ Row = dict[str, Any]
 Tree = dict[str, list[Row]]  # table -> rows
 Named = Literal[
     "run", "experiment", "logged_model", "trace", "evaluation_dataset", "dataset", "scorer", "label_schema", "queue",
-    "endpoint", "model_definition", "secret", "guardrail",
+    "issue", "endpoint", "model_definition", "secret", "guardrail",
 ]  # fmt: skip
 
 
@@ -127,6 +127,14 @@ KINDS = (
         group="scorers",
     ),
     Kind(
+        "issue",
+        "issues",
+        ("issue_id",),
+        (Child("issue_categories", _by("issue_id")),),  # since 3.18
+        experiment="experiment_id",
+        group="issues",
+    ),
+    Kind(
         "trace",
         "trace_info",
         ("request_id",),
@@ -154,14 +162,6 @@ KINDS = (
         ),
         experiment="experiment_id",
         group="review_queues",
-    ),
-    Kind(
-        "issue",
-        "issues",
-        ("issue_id",),
-        (Child("issue_categories", _by("issue_id")),),  # since 3.18
-        experiment="experiment_id",
-        group="issues",
     ),
     Kind("webhook", "webhooks", ("webhook_id",), (Child("webhook_events", _by("webhook_id")),), group="webhooks"),
     Kind("gateway_model", "model_definitions", ("model_definition_id",), group="gateway"),

@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
-from mlmigrate.adapters.mlflow.objects import BY_NAME, IDS, TEXTS, TYPED_IDS, TYPES, Named, Row, Tree, id_of
+from mlmigrate.adapters.mlflow.objects import BY_NAME, IDS, MARKS, TEXTS, TYPED_IDS, TYPES, Named, Row, Tree, id_of
 from mlmigrate.model import PARENT_TAG, Artifact, Experiment, Record, Run
 
 MLMODEL = "MLmodel"
 LARGEST_MLMODEL = 4 << 20  # bytes; what is larger is no MLmodel file of MLflow's
+EXPERIMENT_IDS = "_mlflow_experiment_ids"  # a prompt's tag: ids with commas between, before and after them
+NAMED_VERSIONS = ("mlflow.linkedPrompts", "mlflow.modelVersions")  # tags that hold names and versions as JSON
+KEYS = {"trace_request_metadata": "key", **MARKS}  # table of tags -> its column of keys
 RUN_TAGS = (PARENT_TAG, "mlflow.rootRunId")
 OWNERS: Mapping[str, Named] = {"@model/": "logged_model", "@trace/": "trace"}
 _TOKEN = re.compile(r"(?<![0-9A-Za-z])(?:m-|tr-|d-)?[0-9a-f]{32}(?![0-9A-Za-z])")
@@ -90,7 +94,7 @@ class References:
 
     def run(self, run: Run) -> Run:
         """The run with its tags and params as they are here."""
-        tags = {key: self.text(value) for key, value in run.tags.items()}
+        tags = {key: self.tag(key, value) for key, value in run.tags.items()}
         for key in RUN_TAGS:
             if key in run.tags:
                 tags[key] = self.id("run", run.tags[key])
@@ -109,8 +113,40 @@ class References:
         name = id_of(kind, tree[kind.table][0]) if tree.get(kind.table) else record.id
         return replace(record, id=name, body=msgspec.json.encode(tree).decode())
 
+    def tag(self, key: str, value: str) -> str:
+        """A tag's value; some tags of MLflow's name things in a way of their own."""
+        if key == EXPERIMENT_IDS:
+            return ",".join(self.id("experiment", one) for one in value.split(","))
+        if key in NAMED_VERSIONS and (self.models or self.versions):
+            return self._named_versions(value)
+        return self.text(value)
+
+    def _named_versions(self, value: str) -> str:
+        """[{"name": ..., "version": ...}, ...] as JSON; anything else stays."""
+        try:
+            found = msgspec.json.decode(value, type=list[dict[str, Any]])
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            return self.text(value)
+        changed = False
+        for one in found:
+            name, version = one.get("name"), str(one.get("version", ""))
+            if not isinstance(name, str):
+                continue
+            number = self.versions.get((name, int(version)), int(version)) if version.isdigit() else one.get("version")
+            new = {"name": self.models.get(name, name), "version": number}
+            if isinstance(one.get("version"), str):
+                new["version"] = str(number)
+            changed |= any(one.get(field) not in (value, None) for field, value in new.items())
+            one |= {field: value for field, value in new.items() if field in one}
+        return json.dumps(found) if changed else self.text(value)
+
     def row(self, table: str, row: Row) -> None:
         """Changes one row of `table`."""
+        if table == "assessments" and row.get("assessment_type") == "issue" and isinstance(row.get("name"), str):
+            row["name"] = self.id(
+                "issue", row["name"]
+            )  # MLflow keeps the issue's id there, and its run's as the source
+            row["source_id"] = self.id("run", row["source_id"]) if isinstance(row.get("source_id"), str) else None
         types = {id_column: row.get(type_column) for type_column, id_column in TYPED_IDS.get(table, ())}
         for column, value in row.items():
             at = f"{table}.{column}"
@@ -121,7 +157,7 @@ class References:
                 if named is not None:
                     row[column] = self.id(named, value)
                 elif at in TEXTS:
-                    row[column] = self.text(value)
+                    row[column] = self.tag(str(row.get(KEYS.get(table, ""))), value)
         if table.startswith(("registered_model", "model_version")) and isinstance(row.get("name"), str):
             name = row["name"]
             if isinstance(row.get("version"), int):

@@ -8,7 +8,7 @@ allowed: a database from elsewhere names no file of this machine.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -79,6 +79,7 @@ class Finder:
 
     beside: Path
     settings: Settings
+    _holders: dict[tuple[str, str], list[Path]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def wanted(self) -> bool:
@@ -92,11 +93,24 @@ class Finder:
         if _scheme(kept.uri) not in ("", "file", PROXIED):
             yield from () if kept.rare and not kept.expected else self._remote(kept, losses)
             return
-        folder = next((one for one in self._candidates(kept) if one.is_dir()), None)
+        folder = self._rare(kept) if kept.rare else next((one for one in self._candidates(kept) if one.is_dir()), None)
         if folder is not None:
             yield from walk(folder, kept.owner, losses)
         elif kept.expected or not (kept.rare or self._root_is_here(kept)):
             losses.append(kept.lost(f"{hide_secrets(kept.uri)} is not on this machine"))
+
+    def _rare(self, kept: Kept) -> Path | None:
+        """As for others, but the folders that hold those of all traces of an experiment are looked for once."""
+        first, *rest = kept.tail
+        base = kept.uri.removesuffix("/".join(rest))
+        if base == kept.uri or not all(map(_clean, kept.tail)):
+            return next((one for one in self._candidates(kept) if one.is_dir()), None)
+        at = (base, kept.experiment)
+        if at not in self._holders:
+            holder = replace(kept, uri=base.rstrip("/"), tail=(first,))
+            self._holders[at] = [one for one in self._candidates(holder) if one.is_dir()]
+        folders = (holder.joinpath(*rest) for holder in self._holders[at])
+        return next((one for one in folders if one.is_dir()), None)
 
     def _remote(self, kept: Kept, losses: list[Loss]) -> Iterator[Artifact]:
         try:

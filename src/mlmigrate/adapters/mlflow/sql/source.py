@@ -20,7 +20,7 @@ import adbc_driver_manager
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmigrate.adapters.base import Context, Packing
+from mlmigrate.adapters.base import Context, Packing, Settings
 from mlmigrate.adapters.mlflow.objects import GROUPS
 from mlmigrate.adapters.mlflow.sql import accounts, records, schema
 from mlmigrate.adapters.mlflow.sql.artifacts import Finder, Kept
@@ -61,6 +61,14 @@ def open_source(address: Address, context: Context) -> DatabaseSource:
     return DatabaseSource(database(address.place), context)
 
 
+def _looking(context: Context) -> Settings:
+    """Settings for reading; in a target, the folder that artifacts were written to is looked into too."""
+    settings = context.settings
+    if context.side == "source" or settings.artifacts_to in ("", "keep"):
+        return settings
+    return replace(settings, artifacts_at=(*settings.artifacts_at, settings.artifacts_to))
+
+
 class DatabaseSource:
     """An MLflow backend database, for reading."""
 
@@ -69,7 +77,7 @@ class DatabaseSource:
         self._lock, self._snapshots = threading.Lock(), threading.Lock()
         self._mark = self._file_mark()
         beside = place.file.absolute().parent if place.file is not None else Path.cwd()
-        self._finder = Finder(beside, context.settings)
+        self._finder = Finder(beside, _looking(context))
         self._holder: Session | None = None
         self._snapshot = ""
         self._refs: list[RunRef] | None = None

@@ -81,7 +81,6 @@ class DatabaseTarget:
         self.shape = Shape({})
         self.on_conflict = context.settings.on_conflict
         self.writing = threading.Lock()  # SQLite has one writer
-        self._lengths: tuple[tuple[str, int], ...] = ()
         self._look()
 
     @property
@@ -102,7 +101,7 @@ class DatabaseTarget:
             types=False,
             records=RECORDS,
             holdings=HOLDINGS,
-            column_lengths=self._lengths,
+            column_lengths=column_lengths(self.database.kind),
         )
 
     def arrived(self) -> Mapping[str, Arrival]:
@@ -272,7 +271,6 @@ class DatabaseTarget:
             if found.tables:
                 self._check(found, revisions(session, found))
         self.shape = found
-        self._lengths = column_lengths(found)
 
     def _check(self, found: Shape, there: list[str]) -> None:
         if not found.has("experiments"):
