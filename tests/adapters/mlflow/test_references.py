@@ -137,6 +137,31 @@ def test_a_run_names_its_parent_and_what_it_made_as_they_are_here() -> None:
     assert moved.params == {"base": NEW}
 
 
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("_mlflow_experiment_ids", ",3,4,", ",9,4,"),
+        ("mlflow.linkedPrompts", '[{"name": "fraud", "version": "3"}]', '[{"name": "fraud-2", "version": "7"}]'),
+        ("mlflow.modelVersions", '[{"name": "fraud", "version": 3}]', '[{"name": "fraud-2", "version": 7}]'),
+        ("mlflow.modelVersions", '[{"name":"other","version":3}]', '[{"name":"other","version":3}]'),
+        ("mlflow.modelVersions", "no JSON", "no JSON"),
+        ("note", ",3,", ",3,"),
+    ],
+)
+def test_tags_that_name_things_in_their_own_way_are_followed(key: str, before: str, after: str) -> None:
+    assert HERE.tag(key, before) == after
+
+
+def test_an_assessment_names_its_issue_and_the_run_that_found_it() -> None:
+    here = References(ids={"issue": {"iss-1": "iss-2"}, "run": {OLD: NEW}})
+    row = {"assessment_type": "issue", "name": "iss-1", "source_id": OLD}
+    here.row("assessments", row)
+    assert row == {"assessment_type": "issue", "name": "iss-2", "source_id": NEW}
+    feedback = {"assessment_type": "feedback", "name": "iss-1", "source_id": "anna"}
+    here.row("assessments", feedback)
+    assert feedback["name"] == "iss-1"
+
+
 def test_every_kind_names_itself_by_its_key() -> None:
     for kind in KINDS:
         root = {column: f"<{column}>" for column in kind.key}

@@ -195,11 +195,11 @@ class TestFilledByMlflow:
             ("@registry", "", 3),
             ("@evaluation_datasets", "", 1),
             (f"@scorers/{kitchen}", kitchen, 2),
+            (f"@issues/{kitchen}", kitchen, 1),
             (f"@traces/{kitchen}", kitchen, 2),
             (f"@traces/{garden}", garden, 1),
             (f"@label_schemas/{kitchen}", kitchen, 2),
             (f"@review_queues/{kitchen}", kitchen, 1),
-            (f"@issues/{kitchen}", kitchen, 1),
             ("@webhooks", "", 1),
             ("@mcp_servers", "", 1),
         ]

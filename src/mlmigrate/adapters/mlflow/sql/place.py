@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from mlmigrate.adapters.mlflow import local_artifacts
 from mlmigrate.adapters.mlflow.objects import BY_NAME
+from mlmigrate.adapters.mlflow.references import NAMED_VERSIONS
 from mlmigrate.adapters.mlflow.sql import incoming
 from mlmigrate.adapters.mlflow.sql.arriving import foreign
 from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, Session
@@ -27,7 +28,7 @@ from mlmigrate.adapters.mlflow.sql.latest import Latest
 from mlmigrate.adapters.mlflow.sql.naming import relocated
 from mlmigrate.adapters.mlflow.sql.spool import Spool
 from mlmigrate.errors import Conflict
-from mlmigrate.model import ORIGIN_TAG, STAMP_TAG, Artifact, Loss, Record, Run, RunRef
+from mlmigrate.model import ORIGIN_TAG, OURS, STAMP_TAG, Artifact, Loss, Record, Run, RunRef
 
 if TYPE_CHECKING:
     from mlmigrate.adapters.mlflow.sql.homes import Home
@@ -39,6 +40,7 @@ _UNTOLD = {"source_type": "UNKNOWN", "source_name": "", "source_version": "", "e
 _DATASETS = uuid.UUID("5c7b3c5e-6a2f-5f0e-9a35-2d9a6f1f6b10")
 _KEPT = 500  # records laid aside at once
 OWNERS = {"mlflow.logged_model": "@model/", "mlflow.trace": "@trace/"}  # kinds that have files -> their owner
+WAITS_TAG = OURS + "waits"  # on a run that is there, until what names models in it is set right
 _FEW = 8  # files are put on the disk one after another when they are so few
 
 
@@ -211,6 +213,7 @@ class _Writing:
                 *run.tags.items(),
                 (ORIGIN_TAG, run.origin),
                 (STAMP_TAG, stamps.get(run.origin, run.stamp)),
+                *([(WAITS_TAG, "models")] if _names_models(run) else []),
             )
         ]
         self._write_pairs("tags", tags)
@@ -385,6 +388,12 @@ def _inputs(runs: Sequence[Run], ids: Mapping[str, str], home: Callable[[Run], i
             id_ = uuid.uuid5(_DATASETS, f"{ids[run.id]}/{dataset}").hex
             rows.setdefault(id_, (run, given, id_))
     return list(rows.values())
+
+
+def _names_models(run: Run) -> bool:
+    """Whether tags or params may name registered models, which come later and may get other names and numbers."""
+    values = (value for value in (*run.tags.values(), *run.params.values()) if isinstance(value, str))
+    return any(key in run.tags for key in NAMED_VERSIONS) or any("models:/" in value for value in values)
 
 
 def _kept(run: Run) -> str:

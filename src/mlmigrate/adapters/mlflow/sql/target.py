@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from mlmigrate.adapters.base import Context, Limits, Names, Packing
-from mlmigrate.adapters.mlflow.references import RUN_TAGS, References
+from mlmigrate.adapters.mlflow.references import NAMED_VERSIONS, RUN_TAGS, References
 from mlmigrate.adapters.mlflow.sql import arriving, incoming, naming, registry
 from mlmigrate.adapters.mlflow.sql.connect import (
     OTHER,
@@ -32,7 +32,7 @@ from mlmigrate.adapters.mlflow.sql.connect import (
 )
 from mlmigrate.adapters.mlflow.sql.holdings import HOLDINGS, RECORDS, column_lengths
 from mlmigrate.adapters.mlflow.sql.homes import PROXY, Home, Moving, is_mark, move
-from mlmigrate.adapters.mlflow.sql.place import DatabasePlace
+from mlmigrate.adapters.mlflow.sql.place import WAITS_TAG, DatabasePlace
 from mlmigrate.adapters.mlflow.sql.schema import HEADS, NEWEST, Shape, head_statements, revisions, shape
 from mlmigrate.address import Address
 from mlmigrate.errors import NotFound, UsageError
@@ -209,14 +209,18 @@ class DatabaseTarget:
         changed: dict[str, list[tuple[str, str, str]]] = {}
         with self.reading() as session:
             models = naming.renamed_models(session, ours)
-            if self.keep_uris and not models.models and not models.versions:
-                return []
+            waiting = {id_ for (id_,) in session.rows(f"SELECT run_uuid AS r FROM tags WHERE \"key\" = '{WAITS_TAG}'")}
             places = {} if self.keep_uris else naming.places(session)
-            references = References(places=places, models=models.models, versions=models.versions)
+            if not places and not waiting:
+                return []
+            placed = References(places=places)
+            # once alone: a version's number may be that of another version before
+            renamed = References(places=places, models=models.models, versions=models.versions)
             for table in ("tags", "params"):
                 most = self._length(table, "value", 8000)
                 for row in _texts(session, table, places):
-                    text = references.text(row[2])
+                    references = renamed if row[0] in waiting else placed
+                    text = references.tag(row[1], row[2]) if table == "tags" else references.text(row[2])
                     if row[0] not in ours or text == row[2]:
                         continue
                     if len(text) > most:
@@ -224,10 +228,11 @@ class DatabaseTarget:
                         losses.append(Loss("", f"{table[:-1]} {row[1]!r} of run {row[0]}", because))
                     else:
                         changed.setdefault(table, []).append((row[0], row[1], text))
-        if changed:
+        if changed or waiting:
             with self.transaction() as session:
                 for table, rows in changed.items():
                     _change(session, table, rows)
+                session.execute(f"DELETE FROM tags WHERE \"key\" = '{WAITS_TAG}'")
         return losses
 
     def close(self) -> None:
@@ -342,7 +347,8 @@ def _texts(session: Session, table: str, places: Mapping[Any, Mapping[str, str]]
     columns = [session.text(column) for column in ("run_uuid", '"key"', "value")]
     sql = (
         f"SELECT {columns[0]} AS r, {columns[1]} AS k, {columns[2]} AS v FROM {table} WHERE "
-        f"(value LIKE '%/artifacts%' OR value LIKE '%models:/%') AND \"key\" NOT IN {_RUN_TAGS}"
+        f"(value LIKE '%/artifacts%' OR value LIKE '%models:/%' OR \"key\" IN {NAMED_VERSIONS}) "
+        f'AND "key" NOT IN {_RUN_TAGS}'
     )
     for batch in session.batches(sql):
         rows = list(zip(*map(texts, batch.columns), strict=True))
