@@ -288,80 +288,76 @@ def test_spans_in_files_arrive_as_files(server, current, tmp_path):
     assert server.losses == []
 
 
-def test_a_server_of_3_5_has_the_spans_in_its_database(server_of, source):
-    there = server_of("3.5.1")
-    server = lab.Lab(there.url, source)
-    some = list(lab.records(source, "trace"))
-    server.write(some)
-    with lab.opened(there.database) as db:
-        for record in some:
-            spans = lab.rows(db, "spans", "trace_id = ?", [record.id])
-            meant = {row["span_id"]: row for row in tree_of(record)["spans"]}
-            assert {row["span_id"] for row in spans} == meant.keys()
-            for row in spans:
-                for column in (
-                    "name",
-                    "type",
-                    "status",
-                    "parent_span_id",
-                    "start_time_unix_nano",
-                    "end_time_unix_nano",
-                ):
-                    assert row[column] == meant[row["span_id"]][column], column
-                said, told = json.loads(row["content"]), json.loads(meant[row["span_id"]]["content"])
-                assert said["attributes"].keys() == told["attributes"].keys()
-            (info,) = lab.rows(db, "trace_info", "request_id = ?", [record.id])
-            root = tree_of(record)["trace_info"][0]
-            for column in ("timestamp_ms", "execution_time_ms", "status", "request_preview", "response_preview"):
-                assert info[column] == root[column], column
-            found = {
-                row["assessment_id"]: row["valid"] for row in lab.rows(db, "assessments", "trace_id = ?", [record.id])
-            }
-            wanted = [row for row in tree_of(record).get("assessments", ()) if row["name"] != "f None"]
-            assert found == {row["assessment_id"]: row["valid"] for row in wanted}
-    assert ["assessment 'f None'" in loss.what for loss in server.losses] == [True]  # this version takes no null
-    assert "Either `value` or `error` must be provided" in server.losses[0].because
-
-
 READ = """
 import json, mlflow, sys
 mlflow.set_tracking_uri(sys.argv[1])
 found = mlflow.MlflowClient().search_traces([sys.argv[2]])
-print(json.dumps({t.info.tags["mlmigrate.origin"]: [
-    t.info.status.value, t.info.timestamp_ms, t.info.execution_time_ms,
+print(json.dumps({t.info.tags.get("mlmigrate.origin", t.info.request_id): [
+    getattr(t.info, "state", t.info.status).value, t.info.timestamp_ms, t.info.execution_time_ms,
     [[s.name, s.span_type, repr(s.inputs), repr(s.outputs), s.parent_id, s.start_time_ns, s.end_time_ns]
      for s in t.data.spans]
 ] for t in found}))
 """
 
 
-def test_the_client_of_2_22_reads_what_was_written_for_it(server_of, source):
+def read_by(version: str, url: str, experiment: str) -> dict[str, list]:
+    """The traces of an experiment as the client of that version reads them."""
+    python = servers.environment(version) / "python"
+    told = subprocess.run([python, "-c", READ, url, experiment], check=True, capture_output=True, text=True)
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def assert_read(found: dict[str, list], source: Path) -> None:
+    """What a client read is what the current one reads at the source."""
     from mlflow import MlflowClient
 
-    there = server_of("2.22.4")
-    server = lab.Lab(there.url, source)
-    some = [record for record in lab.records(source, "trace") if record.owner == "1"]
-    for _ in range(2):
-        server.write(some)
-    python = servers.environment("2.22.4") / "python"
-    told = subprocess.run(
-        [python, "-c", READ, there.url, server.known.ids["experiment"]["1"]], check=True, capture_output=True, text=True
-    )
-    found = json.loads(told.stdout.splitlines()[-1])
     client = MlflowClient(f"sqlite:///{source}")
-    assert found.keys() == set(ids_of(some))
     for id_, (status, start, duration, spans) in found.items():
         trace = client.get_trace(id_)
-        assert [status, start, duration] == [
-            trace.info.state.value,
-            trace.info.request_time,
-            trace.info.execution_duration,
-        ]
+        info = trace.info
+        assert [status, start, duration] == [info.state.value, info.request_time, info.execution_duration]
         meant = [
             [s.name, s.span_type, repr(s.inputs), repr(s.outputs), s.parent_id, s.start_time_ns, s.end_time_ns]
             for s in trace.data.spans
         ]
         assert sorted(spans) == sorted(meant)
+
+
+def test_the_client_of_3_5_reads_what_was_written_for_it(server_of, source):
+    there = server_of("3.5.1")
+    server = lab.Lab(there.url, source)
+    some = [record for record in lab.records(source, "trace") if record.owner == "1"]
+    for _ in range(2):
+        server.write(some)
+    found = read_by("3.5.1", there.url, server.known.ids["experiment"]["1"])
+    assert found.keys() == set(ids_of(some))
+    assert_read(found, source)
+    with lab.opened(there.database) as db:
+        for record in some:
+            (info,) = lab.rows(db, "trace_info", "request_id = ?", [record.id])
+            root = tree_of(record)["trace_info"][0]
+            for column in ("timestamp_ms", "execution_time_ms", "status", "request_preview", "response_preview"):
+                assert info[column] == root[column], column
+            rows = lab.rows(db, "assessments", "trace_id = ?", [record.id])
+            wanted = [row for row in tree_of(record).get("assessments", ()) if row["name"] != "f None"]
+            assert {row["assessment_id"]: row["valid"] for row in rows} == {
+                row["assessment_id"]: row["valid"] for row in wanted
+            }
+    told = {(loss.what.partition(": ")[2], loss.because.rpartition(": ")[2]) for loss in server.losses}
+    assert told == {
+        ("assessment 'f None'", "Either `value` or `error` must be provided.")
+    }  # this version takes no null
+
+
+def test_the_client_of_2_22_reads_what_was_written_for_it(server_of, source):
+    there = server_of("2.22.4")
+    server = lab.Lab(there.url, source)
+    some = [record for record in lab.records(source, "trace") if record.owner == "1"]
+    for _ in range(2):
+        server.write(some)
+    found = read_by("2.22.4", there.url, server.known.ids["experiment"]["1"])
+    assert found.keys() == set(ids_of(some))
+    assert_read(found, source)
     assert any("keeps no assessments" in because for _, because in server.foreseen)
 
 
@@ -395,3 +391,10 @@ def test_an_attribute_that_is_no_json_is_kept_as_text():
     body = json.loads(json.dumps({"trace_id": "ab" * 16, "span_id": "cd" * 8, "name": "n", "start_time_unix_nano": 1}))
     span = otlp.span_of(json.dumps(body | {"attributes": {"k": "no json"}}))
     assert msgspec.json.decode(otlp.content_there(span))["attributes"]["k"] == '"no json"'
+
+
+def test_attributes_that_a_server_of_3_5_kept_as_values_are_texts_again():
+    attributes = {"mlflow.traceRequestId": "tr-" + "ab" * 16, "mlflow.spanInputs": {"n": 0}, "id": "1", "n": 1}
+    body = {"trace_id": "ab" * 16, "span_id": "cd" * 8, "name": "n", "start_time_unix_nano": 1}
+    span = otlp.span_of(json.dumps(body | {"attributes": attributes}))
+    assert {key: json.loads(text) for key, text in span.attributes.items()} == attributes

@@ -82,10 +82,17 @@ def _v3(body: Mapping[str, Any]) -> Span | None:
     start, end = int(body["start_time_unix_nano"]), _time(body.get("end_time_unix_nano"))
     return Span(
         trace, span, parent, str(body["name"]), start, end,
-        CODES.get(status.get("code") or "", 0), status.get("message") or "", body.get("attributes") or {},
+        CODES.get(status.get("code") or "", 0), status.get("message") or "", _texts(body.get("attributes") or {}),
         tuple(_event(event, "time_unix_nano") for event in body.get("events") or ()),
         tuple(filter(None, map(_link, body.get("links") or ()))),
     )  # fmt: skip
+
+
+def _texts(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Attributes as JSON texts. A server of 3.5 kept the values themselves, and its own is no JSON then."""
+    if str(attributes.get(REQUEST_ID, '"')).startswith('"'):
+        return attributes
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in attributes.items()}
 
 
 def _v2(body: Mapping[str, Any]) -> Span | None:
@@ -136,7 +143,7 @@ def _link(body: Mapping[str, Any]) -> Link | None:
 
 
 def content_there(span: Span) -> str:
-    """The JSON that a server of 3.6 or later keeps of this span."""
+    """The JSON that a server keeps of this span."""
     attributes = {key: _kept(value) for key, value in span.attributes.items()}
     attributes[REQUEST_ID] = f'"tr-{span.trace}"'
     body = {

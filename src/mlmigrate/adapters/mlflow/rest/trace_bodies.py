@@ -10,7 +10,9 @@ from typing import Any
 from mlmigrate.adapters.mlflow.objects import Row, Tree, pairs, rows_of
 from mlmigrate.adapters.mlflow.rest import otlp
 
-DATABASE_SPANS = (3, 4)  # since then a server takes spans into its database
+# Since then spans are read from the database; before, servers took them there (3.4), and their clients and pages
+# read files all the same.
+DATABASE_SPANS = (3, 6)
 FINALIZES = (3, 10)  # since about then it notes that a trace was written whole
 LOCATION = "mlflow.artifactLocation"
 SPANS_LOCATION = "mlflow.trace.spansLocation"

@@ -1,7 +1,7 @@
 """Traces written to a server of MLflow 3: under their own ids, many at a time.
 
     look      which of them are there: an id that somebody else has elsewhere is left alone
-    spans     of many traces in one request, by OpenTelemetry's protocol; this makes the traces
+    spans     of many traces in one request, by OpenTelemetry's protocol; this makes the traces (3.6 and later)
     links     to runs
     trace     times, state, metadata, tags, assessments: what the server guessed from spans is set right
     after     assessments that override others, spans that go into files, the tag mlmigrate.stamp
@@ -219,7 +219,7 @@ class NewTraceWriter:
         tree = tree_of(record)
         experiment = self._frame.home(record.owner)
         stamp = hashlib.blake2b(record.body.encode(), digest_size=16).hexdigest()
-        spans = bodies.spans_of(tree) if self._frame.server.version >= (3, 4) else None
+        spans = bodies.spans_of(tree) if self._frame.server.version >= bodies.DATABASE_SPANS else None
         self._batch.append(Draft(tree, record.owner, experiment, stamp, spans))
         if len(self._batch) >= TRACES or self._full():
             self._flush()
@@ -342,12 +342,12 @@ class NewTraceWriter:
             self._finish(draft, made.tags.get(bodies.LOCATION, ""))
 
     def _make(self, draft: Draft, body: dict[str, Any]) -> Info:
-        """Made or overwritten. Servers before 3.4 do not take a trace twice: one that is there is left as it is."""
+        """Made or overwritten. Older servers do not take a trace twice: one that is there is left as it is."""
         tries = count()
 
         def attempt() -> Info:
             doubtful = next(tries) > 0 or draft.there is not None
-            if doubtful and self._frame.server.version < (3, 4) and (there := self._info(draft.id)):
+            if doubtful and self._frame.server.version < bodies.DATABASE_SPANS and (there := self._info(draft.id)):
                 return there
             return self._client.once("POST", API, OneTrace, None, body).trace.trace_info
 
