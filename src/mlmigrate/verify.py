@@ -387,7 +387,8 @@ class _Comparison:
         if "inputs" in parts:
             yield "inputs", _inputs(meant), _inputs(found)
         if limits.system:
-            yield from _entries("field", dict(meant.system), dict(found.system))
+            known = {name: found.system[name] for name in meant.system if name in found.system}
+            yield from _entries("field", dict(meant.system), known)  # what the source did not tell has a default
 
     def _points(self, ref: RunRef, target_id: str, here: _Sides, there: _Sides) -> Iterator[Finding]:
         meant, found = here.sums.of.get(ref.id, {}), there.sums.of.get(target_id, {})
