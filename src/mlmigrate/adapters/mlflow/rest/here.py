@@ -16,6 +16,7 @@ from mlmigrate.adapters.mlflow.rest.objects import Known
 from mlmigrate.adapters.mlflow.rest.server import Server
 from mlmigrate.adapters.mlflow.rest.source import API
 from mlmigrate.adapters.mlflow.rest.wire import Pair
+from mlmigrate.adapters.mlflow.rest.writing import NAME_TAG
 from mlmigrate.errors import BadData, MigrateError, NotFound, Unavailable
 from mlmigrate.model import ORIGIN_TAG, OURS, STAMP_TAG, Artifact, Record, Run
 
@@ -191,8 +192,10 @@ class ServerNames:
     lost: Mapping[str, Version] = field(default_factory=dict)
 
     def run(self, run: Run) -> Run:
-        """The run with its tags and params as they are there."""
-        return self.known.references.run(run)
+        """The run with its tags and params as they are there; a name that is an id is a name."""
+        moved = self.known.references.run(run)
+        name = {NAME_TAG: run.tags[NAME_TAG]} if NAME_TAG in run.tags else {}
+        return replace(moved, tags={**moved.tags, **name})
 
     def artifact(self, artifact: Artifact) -> Artifact:
         """The file as it is there."""

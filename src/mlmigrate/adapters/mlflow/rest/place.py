@@ -180,7 +180,7 @@ class RestPlace:
         run, means = self._known.references.run(draft.run), self._tags(draft)
         has = draft.adopted.tags if draft.adopted is not None else {}
         for key, value in run.tags.items():
-            if key in means or key.startswith(OURS):
+            if key in means or key == NAME_TAG or key.startswith(OURS):
                 continue
             if has.get(key) != value:
                 draft.tags.append({"key": key, "value": value})
