@@ -23,6 +23,7 @@ from mlmigrate.mapping import Mapping as Rules
 from mlmigrate.model import POINTS, UNKNOWN_STAMP, Artifact, Loss, Record, Run, RunRef
 from mlmigrate.selection import Selection
 
+OWNERS = {"@model": "mlflow.logged_model", "@trace": "mlflow.trace"}  # of files -> the kind of their owner
 COUNTED = ("values of ", "rows of ")  # how a loss of many begins, after their number
 
 
@@ -198,10 +199,16 @@ class Contents:
                 Loss(artifact.owner, f"artifact {artifact.path!r}", f"left behind: larger than {most} bytes")
             )
             return False
-        if artifact.owner.startswith("@") and not self._recipe.limits.owned_artifacts:
+        if not self._has_owner(artifact.owner):
             self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", "the target has no place for it"))
             return False
         return True
+
+    def _has_owner(self, owner: str) -> bool:
+        """Whether the target has what the file belongs to."""
+        kind = OWNERS.get(owner.partition("/")[0])
+        limits = self._recipe.limits
+        return not owner.startswith("@") or (limits.owned_artifacts and (kind is None or limits.holds(kind)))
 
     def _counted(self, artifact: Artifact) -> Artifact:
         self.artifacts_seen += 1

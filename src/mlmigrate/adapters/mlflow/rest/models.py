@@ -9,6 +9,7 @@ status   and then the tag mlmigrate.stamp, when all its files are there
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,10 +24,10 @@ import msgspec
 from mlmigrate.adapters.base import LEFT_OUT, Change, Holding
 from mlmigrate.adapters.mlflow import objects
 from mlmigrate.adapters.mlflow.objects import Row, Tree
-from mlmigrate.adapters.mlflow.rest.here import MODELS_SINCE, Logged, is_stamped, logged, plain
+from mlmigrate.adapters.mlflow.rest.here import MODELS_SINCE, Logged, is_stamped, logged
 from mlmigrate.adapters.mlflow.rest.objects import Frame
 from mlmigrate.adapters.mlflow.rest.source import API
-from mlmigrate.adapters.mlflow.rest.wire import Anything
+from mlmigrate.adapters.mlflow.rest.wire import Anything, History, Point
 from mlmigrate.adapters.mlflow.rest.writing import pairs
 from mlmigrate.errors import Conflict, MigrateError, NotFound, Unavailable
 from mlmigrate.model import ORIGIN_TAG, OURS, STAMP_TAG, Artifact, Record
@@ -123,6 +124,7 @@ class ModelWriter:
         self._doubtful: set[str] = set()
         self._lock = threading.Lock()
         self._settled = False
+        self._no_numbers: dict[tuple[str, str], set[tuple[int, int]]] = {}  # (run here, metric) -> when it is NaN
 
     def keep(self, record: Record) -> None:
         """Makes the model, with all but its files."""
@@ -263,9 +265,36 @@ class ModelWriter:
             by_run.setdefault(row["run_id"], []).append(row)
         for run, some in by_run.items():
             for few in _in_lots(some, METRICS):
-                body = {"run_id": run, "metrics": [_metric(row, draft.id) for row in few]}
+                body = {"run_id": run, "metrics": [_metric(row, draft.id, self._value(run, row)) for row in few]}
                 what = f"{len(few)} metrics that run {run} measured"
                 self._told(record, what, partial(self._log, run, body))
+
+    def _value(self, run: str, row: Row) -> float | str | None:
+        """What the run's own point is: MLflow keeps 0 for a model's NaN, and another value would be another point."""
+        value = row.get("metric_value")
+        if isinstance(value, dict):
+            return str(value.get("$float"))
+        at = row["metric_timestamp_ms"], row["metric_step"]
+        return "NaN" if not value and at in self._nans(run, row["metric_name"]) else value
+
+    def _nans(self, run: str, key: str) -> set[tuple[int, int]]:
+        """When, and at which steps, a run's metric is NaN and never 0."""
+        if (run, key) not in self._no_numbers:
+            points = self._history(run, key)
+            zeros = {(one.timestamp, one.step) for one in points if one.value == 0}
+            nans = {(one.timestamp, one.step) for one in points if math.isnan(one.value)}
+            self._no_numbers[run, key] = nans - zeros
+        return self._no_numbers[run, key]
+
+    def _history(self, run: str, key: str) -> list[Point]:
+        found: list[Point] = []
+        ask: dict[str, str | int] = {"run_id": run, "metric_key": key, "max_results": 25_000}
+        while True:
+            page = self._client.get(f"{API}/metrics/get-history", History, ask)
+            found += page.metrics
+            if not page.next_page_token or not page.metrics:
+                return found
+            ask["page_token"] = page.next_page_token
 
     def _log(self, run: str, body: object) -> None:
         def call() -> None:
@@ -337,10 +366,10 @@ class ModelWriter:
         self._frame.lose(f"logged model {record.id}: {what}", because, record.owner)
 
 
-def _metric(row: Row, model: str) -> dict[str, object]:
+def _metric(row: Row, model: str, value: float | str | None) -> dict[str, object]:
     body: dict[str, object] = {
         "key": row["metric_name"],
-        "value": plain(row),
+        "value": value,
         "timestamp": row["metric_timestamp_ms"],
         "step": row["metric_step"],
         "model_id": model,

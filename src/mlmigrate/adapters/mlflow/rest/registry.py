@@ -30,6 +30,7 @@ from mlmigrate.adapters.mlflow.objects import Row, Tree
 from mlmigrate.adapters.mlflow.rest.client import Client
 from mlmigrate.adapters.mlflow.rest.here import (
     DELETED_STAGE,
+    MODELS_SINCE,
     PLACEHOLDER_TAG,
     SOURCE_TAG,
     VERSIONS_TAG,
@@ -288,7 +289,7 @@ class Model:
         """The version with its true source, or, when the server refuses that, without."""
         tags = {key: self._text(value) for key, value in self._version_tags(row).items()}
         told = {"name": self._name, "description": row.get("description") or "", "run_link": row.get("run_link") or ""}
-        refusal = ""
+        refusal = "" if self._frame.server.version >= MODELS_SINCE else "the server knows no logged models"
         for source, beside in self._sources(row):
             meant = self._source(row)
             where = source if source is not None else _nowhere(meant)
@@ -323,7 +324,8 @@ class Model:
         if objects.IS_PROMPT in self._version_tags(row):
             yield from ((place, with_run) for place in dict.fromkeys((source or DUMMY, DUMMY)))
         elif source.startswith("models:/m-"):
-            yield source, {**with_run, "model_id": source.removeprefix("models:/").partition("/")[0]}
+            if self._frame.server.version >= MODELS_SINCE:
+                yield source, {**with_run, "model_id": source.removeprefix("models:/").partition("/")[0]}
         elif source.startswith("models:/"):
             yield source, {}
             yield source, with_run
