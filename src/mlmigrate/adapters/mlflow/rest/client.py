@@ -46,6 +46,7 @@ from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused,
 T = TypeVar("T")
 Params = Mapping[str, str | int | Sequence[str]]
 CHUNK = 1 << 20
+A_PAGE = "an HTML page"
 LARGEST_ANSWER = 256 << 20  # bytes of JSON; our own page sizes keep honest servers far below
 IN_MEMORY = 8 << 20
 BLOCK = 256 << 10  # how much of a file is sent at once
@@ -319,13 +320,21 @@ class Client:
             headers["Content-Length"] = str(size)
         body = data if size is not None else _chunks(data)
         with self._answer("PUT", path, None, body, headers) as response:
-            response.drain_conn()
+            self._taken(path, response)
 
     def send(self, path: str, params: Params, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Posts bytes. One request, whatever comes of it."""
         wanted = {"Content-Type": "application/octet-stream", **(headers or {})}
         with self._answer("POST", path, params, data, wanted) as response:
-            response.drain_conn()
+            self._taken(path, response)
+
+    def _taken(self, path: str, response: BaseHTTPResponse) -> None:
+        """A page for people, a login, say, means that nothing was taken, whatever its status."""
+        start = response.read(1024)
+        response.drain_conn()
+        if start and _look(start) == A_PAGE:
+            torn = _Torn(self.login.base, f"/{path.lstrip('/')}: {A_PAGE}")
+            raise explain(torn) or torn
 
     def shown(self, path: str) -> str:
         """Where a request goes, for messages."""
@@ -448,7 +457,7 @@ def _look(data: bytes) -> str:
     """What an answer that is not JSON of the right shape looks like; never its contents."""
     start = data[:200].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
-        return "an HTML page"
+        return A_PAGE
     return f"{len(data)} bytes that are not the JSON that was asked for"
 
 
