@@ -6,6 +6,9 @@ server     what a server is and can do              histories  points read by th
 source     a server read                            target     a server written
 place      a pack being written                     writing    the calls that write a run
 uploads    files put behind a server            records    models, traces: what belongs to no run
+homes      experiments told by their tags       here       what of ours is on a server
+objects    the frame of what writes objects     waiting    names of what came later, set right
+registry   registered models, prompts           models     logged models
 """
 
 from __future__ import annotations
