@@ -157,6 +157,14 @@ def test_text_of_a_record_that_is_too_long_for_its_column_is_cut() -> None:
     assert fitted.changed == {("values of webhooks.status", "cut to 3 characters"): 1}
 
 
+def test_a_record_with_a_value_that_the_target_refuses_is_lost_and_others_of_its_kind_are_not() -> None:
+    disabled = Change("webhooks.status", "disabled ones are not shown there", only=("DISABLED",))
+    limits = Limits(holdings=(Holding("mlflow.webhook", refuses=(disabled,)),))
+    assert fit_record(Record("mlflow.webhook", "w", "", TREE), limits).record is not None
+    lost = fit_record(Record("mlflow.webhook", "w", "", TREE.replace("ACTIVE", "DISABLED")), limits)
+    assert (lost.record, lost.changed) == (None, {("mlflow.webhook 'w'", "disabled ones are not shown there"): 1})
+
+
 def test_a_kind_that_a_target_has_no_place_for_is_lost_for_the_reason_that_it_gives() -> None:
     limits = Limits(holdings=(Holding("mlflow.trace", "lost", "MLflow 2.9 knows no traces"),))
     lost = fit_record(Record("mlflow.trace", "tr-1", "", "{}"), limits)

@@ -186,11 +186,16 @@ def fit_record(record: Record, limits: Limits) -> FittedRecord:
         because = holding.because if holding is not None and holding.because else "the target has no place for it"
         return FittedRecord(None, {(f"{record.kind} {record.id!r}", because): 1})
     changes = holding.changes if holding is not None else ()
-    if not changes and not limits.column_lengths:
+    refuses = holding.refuses if holding is not None else ()
+    if not changes and not refuses and not limits.column_lengths:
         return FittedRecord(record)
     rows = msgspec.json.decode(record.body)
     if not _is_rows(rows):
         return FittedRecord(record)
+    for refusal in refuses:
+        table, _, column = refusal.part.partition(".")
+        if any(row.get(column) in refusal.only for row in rows.get(table, ())):
+            return FittedRecord(None, {(f"{record.kind} {record.id!r}", refusal.because): 1})
     changed: Counter[tuple[str, str]] = Counter()
     for change in changes:
         _apply(change, rows, changed)

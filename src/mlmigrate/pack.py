@@ -86,7 +86,7 @@ class Recipe:
 
 
 class Contents:
-    """What the runs of a reading are once mapped and fitted; each stream can be taken once.
+    """What the runs of a reading are once mapped and fitted; each stream can be taken once, records before artifacts.
 
     Runs bear the stamps of `refs`, those that the target shall keep.  `points_seen`, `artifacts_seen`,
     `bytes_seen` and `records_seen` (by kind) count what passed; `losses` is complete once the streams are drained.
@@ -104,6 +104,7 @@ class Contents:
         self.points_seen = self.artifacts_seen = self.bytes_seen = 0
         self.merged: dict[str, int] = {}
         self.records_seen: Counter[str] = Counter()
+        self._refused: set[tuple[str, str]] = set()  # (kind, id) of records that the target has no place for
         self._changed: Counter[tuple[str, str, str]] = Counter()  # (what, because, owner) of records
 
     @property
@@ -206,9 +207,11 @@ class Contents:
 
     def _has_owner(self, owner: str) -> bool:
         """Whether the target has what the file belongs to."""
-        kind = OWNERS.get(owner.partition("/")[0])
-        limits = self._recipe.limits
-        return not owner.startswith("@") or (limits.owned_artifacts and (kind is None or limits.holds(kind)))
+        prefix, _, id_ = owner.partition("/")
+        kind, limits = OWNERS.get(prefix, ""), self._recipe.limits
+        if not prefix.startswith("@"):
+            return True
+        return limits.owned_artifacts and (not kind or limits.holds(kind)) and (kind, id_) not in self._refused
 
     def _counted(self, artifact: Artifact) -> Artifact:
         self.artifacts_seen += 1
@@ -223,7 +226,9 @@ class Contents:
             fitted = fit_record(record, self._recipe.limits)
             for (what, because), n in fitted.changed.items():
                 self._changed[what, because, record.owner] += n
-            if fitted.record is not None:
+            if fitted.record is None:
+                self._refused.add((record.kind, record.id))
+            else:
                 self.records_seen[record.kind] += 1
                 yield fitted.record
 

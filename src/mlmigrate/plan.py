@@ -122,13 +122,13 @@ class _Count:
             for count in pc.value_counts(batch["run"]).to_pylist():
                 points[experiments[count["values"]]] += count["counts"]
             self.places.progress.advance(points=len(batch))
+        for _ in contents.records():  # before their files
+            pass
         for artifact in contents.artifacts():
             name = experiments.get(artifact.owner, "")
             artifacts[name] += 1
             sizes[name] += artifact.size or 0
             self.places.progress.advance(artifacts=1, size=artifact.size or 0)
-        for _ in contents.records():
-            pass
 
     def _names(self, reading: Reading, contents: Contents) -> Iterator[tuple[str, str]]:
         mapping = self.places.recipe.mapping

@@ -117,12 +117,15 @@ class Holding:
     mapped  the same, and ids in it become those that its things have here
     record  kept, but nothing there uses it
     lost    there is no place for it, `because` says why
+
+    A record with a value that one of `refuses` names has no place either.
     """
 
     kind: str
     how: How = "whole"
     because: str = ""
     changes: tuple[Change, ...] = ()
+    refuses: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

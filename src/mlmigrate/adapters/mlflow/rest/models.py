@@ -86,7 +86,10 @@ def holdings(version: tuple[int, int]) -> Sequence[Holding]:
         Change("logged_model_metrics.dataset_digest", "the server shows no null", LEFT_OUT, only=(None,), lost=False),
         Change("inputs.input_uuid", "links are told without their ids", lost=False),
     )
-    return (Holding("mlflow.logged_model", "mapped", changes=changes),)
+    deleted = Change(
+        "logged_models.lifecycle_stage", "it is deleted, and a server shows no deleted models", only=("deleted",)
+    )
+    return (Holding("mlflow.logged_model", "mapped", changes=changes, refuses=(deleted,)),)
 
 
 @dataclass(slots=True)
@@ -144,10 +147,6 @@ class ModelWriter:
 
     def _write(self, record: Record, experiment: str) -> None:
         tree = objects.tree_of(record)
-        root = tree["logged_models"][0]
-        if root.get("lifecycle_stage") == "deleted":
-            self._lose(record, "it", "it is deleted, and a server shows no deleted models")
-            return
         try:
             draft = self._open(record, tree, experiment)
             self._frame.known.note("logged_model", record.id, draft.id, draft.uri)
@@ -265,9 +264,21 @@ class ModelWriter:
             by_run.setdefault(row["run_id"], []).append(row)
         for run, some in by_run.items():
             for few in _in_lots(some, METRICS):
-                body = {"run_id": run, "metrics": [_metric(row, draft.id, self._value(run, row)) for row in few]}
-                what = f"{len(few)} metrics that run {run} measured"
-                self._told(record, what, partial(self._log, run, body))
+                metrics = [_metric(row, draft.id, self._value(run, row)) for row in few]
+                self._log_all(record, run, metrics)
+
+    def _log_all(self, record: Record, run: str, metrics: Sequence[Mapping[str, object]]) -> None:
+        """Together; one that the server refuses (3.5 does that to NaN) does not take the others along."""
+        try:
+            self._log(run, {"run_id": run, "metrics": metrics})
+        except (Unavailable, Conflict):
+            raise
+        except MigrateError as error:
+            if len(metrics) == 1:
+                self._lose(record, f"metric {metrics[0]['key']!r} that run {run} measured", error.message)
+                return
+            for metric in metrics:
+                self._log_all(record, run, [metric])
 
     def _value(self, run: str, row: Row) -> float | str | None:
         """What the run's own point is: MLflow keeps 0 for a model's NaN, and another value would be another point."""
