@@ -61,7 +61,7 @@ class Thing:
             return self.part(place.limits)
         declared = place.limits.holding(self.kind)
         if declared is not None:
-            return declared
+            return replace(declared, changes=(*declared.changes, *declared.refuses))
         if place.limits.holds(self.kind):
             return Holding(self.kind)
         return Holding(self.kind, "lost", "the target has no place for it")
