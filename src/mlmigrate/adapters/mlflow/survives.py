@@ -194,7 +194,11 @@ def _inputs(limits: Limits) -> Holding:
 
 def _owned(limits: Limits) -> Holding:
     kind = "owned.artifacts"
-    return Holding(kind) if limits.owned_artifacts else Holding(kind, "lost", "the target has no place for them")
+    if not limits.owned_artifacts:
+        return Holding(kind, "lost", "the target has no place for them")
+    if not limits.holds("mlflow.logged_model"):
+        return Holding(kind, changes=(Change("", "those of logged models are lost with their models"),))
+    return Holding(kind)
 
 
 def _keys(limits: Limits) -> str:

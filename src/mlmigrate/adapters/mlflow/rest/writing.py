@@ -11,14 +11,20 @@ import pyarrow as pa
 from mlmigrate.adapters.mlflow.rest.client import Client
 from mlmigrate.adapters.mlflow.rest.source import API, SURPLUS_TAG, run_pages
 from mlmigrate.adapters.mlflow.rest.wire import Anything, OneRun, WireRun
-from mlmigrate.errors import BadData, NotFound
+from mlmigrate.errors import BadData, MigrateError, NotFound
 from mlmigrate.model import ORIGIN_TAG, OURS, STAMP_TAG, DatasetInput, Run
 
 DELETED_TAG = OURS + "deleted"
 NAME_TAG = "mlflow.runName"
 WAITS_TAG = OURS + "waits"  # names what of a run still speaks of things that were not there: see waiting
+MEETINGS = 3  # calls that may meet another one over the same dataset
 PARAMS = TAGS = 100  # MLflow's own bounds on one log-batch
 ENTITIES = 1000  # metrics, params and tags together
+
+
+def _met_another(error: MigrateError) -> bool:
+    """Whether two calls made the same dataset at once: the server refuses the second, and knows it the next time."""
+    return "unique" in error.message.lower() and "datasets" in error.message
 
 
 def pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
@@ -138,6 +144,14 @@ class Writing:
         dataset |= {} if given.schema is None else {"schema": given.schema}
         dataset |= {} if given.profile is None else {"profile": given.profile}
         body = {"run_id": id, "datasets": [{"tags": pairs(given.tags), "dataset": dataset}]}
+        for _ in range(MEETINGS):
+            try:
+                self.client.post(f"{API}/runs/log-inputs", Anything, body)
+            except MigrateError as error:
+                if not _met_another(error):
+                    raise
+            else:
+                return
         self.client.post(f"{API}/runs/log-inputs", Anything, body)
 
     def set_tag(self, id: str, key: str, value: str) -> None:
