@@ -253,8 +253,8 @@ def test_refs_stand_for_groups_of_things_in_their_order(server):
     refs = [ref for ref in place.refs() if ref.kind == "records"]
     place.close()
     assert [ref.id for ref in refs] == [
-        "@logged_models/1", "@registry", "@evaluation_datasets", "@scorers/1", "@traces/1", "@label_schemas/1",
-        "@review_queues/1", "@issues/1", "@gateway",
+        "@logged_models/1", "@registry", "@evaluation_datasets", "@scorers/1", "@issues/1", "@traces/1",
+        "@label_schemas/1", "@review_queues/1", "@gateway",
     ]  # fmt: skip
     assert [ref.experiment for ref in refs] == ["1", "", "", "1", "1", "1", "1", "1", ""]
     assert all(ref.stamp for ref in refs)
