@@ -5,8 +5,27 @@ from pathlib import Path
 
 import pytest
 
-SIZE = int(os.environ.get("MLMIGRATE_TEST_SIZE", "1"))
+from sizes import SIZE
+
 SEED = int(os.environ.get("MLMIGRATE_TEST_SEED", "20260101"))
+
+
+def _of_mlflow():
+    return {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+
+
+AT_FIRST = _of_mlflow()
+_module = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """MLflow's client, used within a test, writes its addresses into the environment: no other file sees them."""
+    if _module != [item.path]:
+        _module[:] = [item.path]
+        for name in _of_mlflow():
+            del os.environ[name]
+        os.environ.update(AT_FIRST)
 
 
 def pytest_report_header(config):

@@ -17,6 +17,7 @@ from mlmigrate.ledger import Ledger
 from mlmigrate.survey import Job
 from mlmigrate.transfer import Report, transfer
 from mlmigrate.verify import verify
+from sizes import large
 
 pytestmark = pytest.mark.slow
 NAME, ALIAS = "flowers", "champion"
@@ -92,11 +93,16 @@ def start(tmp_path):
         one.stop()
 
 
-@pytest.mark.parametrize("through", ["directly", "through an archive"])
-@pytest.mark.parametrize("version", [servers.CURRENT, "2.22.4", "2.9.2"])
+@pytest.mark.parametrize(
+    ("version", "through"),
+    [
+        (servers.CURRENT, "directly"),
+        ("2.22.4", "directly"),
+        pytest.param(servers.CURRENT, "through an archive", marks=large),
+        pytest.param("2.9.2", "directly", marks=large),
+    ],
+)
 def test_a_registered_model_predicts_the_same_from_the_copy(version, through, start, tmp_path):
-    if through == "through an archive" and version != servers.CURRENT:
-        pytest.skip("once is enough")
     old = start(version)
     before = said(version, LOG, old.url, tmp_path)
     source, new = parse(f"mlflow:{old.url}"), None

@@ -31,6 +31,7 @@ from mlmigrate.model import Experiment
 from mlmigrate.steps import Steps
 from mlmigrate.testing.conformance import copy
 from mlmigrate.testing.samples import START, series
+from sizes import large
 
 ARN = SageMaker.arn
 
@@ -383,6 +384,7 @@ class TestDatabricks:
         assert (set(runs), points, files, losses) == (ids, 600 * len(ids), ["a/b.txt"] * len(ids), [])
         assert service.refused["token"] == 1
 
+    @large
     def test_a_large_batch_goes_in_calls_of_a_megabyte(self, service, current, tmp_path):
         params = {f"param {i}": "p" * 5900 for i in range(100)}
         tags = {f"tag {i}": "t" * 4900 for i in range(100)}
@@ -393,6 +395,7 @@ class TestDatabricks:
         (held,) = place.held.values()
         assert Database(current).params(Database(current).run(held.run)[0]) == params
 
+    @large
     def test_a_folder_of_an_experiment_is_made(self, service, tmp_path):
         place = estate(Held(fresh("one")))
         (experiment,) = place.experiments()
@@ -422,6 +425,7 @@ class TestDatabricks:
             assert told["param 'prompt'"] == "cut from 630 to 300 characters: the server takes no longer ones"
             assert told["tag 'doc'"] == "cut from 900 to 200 characters: the server takes no longer ones"
 
+    @large
     def test_a_value_that_is_refused_for_another_reason_fails_its_run_alone(self, service, tmp_path):
         bad, good = fresh("bad", params={"p": "x" * 400}), fresh("good")
         service.longest, service.too_long = (
