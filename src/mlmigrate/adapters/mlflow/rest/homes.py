@@ -26,7 +26,14 @@ from mlmigrate.errors import Conflict, NotFound, UsageError
 from mlmigrate.model import ORIGIN_TAG, OURS, STAMP_TAG, UNKNOWN_STAMP, Arrival, Experiment, Loss, RunRef
 
 JOINED = OURS + "joined."
+ISSUE_TAG = OURS + "issue."  # [the source's id of an issue, its id here]: issues have no tags of their own
 DEFAULT = "0"  # the id of the experiment that every server has
+
+
+def issue_ids(infos: Sequence[ExperimentInfo]) -> dict[str, str]:
+    """The source's ids of issues -> their ids here."""
+    pairs = (pair for info in infos for pair in info.tags if pair.key.startswith(ISSUE_TAG))
+    return dict(msgspec.json.decode(pair.value, type=tuple[str, str]) for pair in pairs)
 
 
 class Homes:

@@ -22,7 +22,7 @@ from mlmigrate.adapters.base import Context, Names, Packing, Settings
 from mlmigrate.adapters.mlflow.rest.auth import login
 from mlmigrate.adapters.mlflow.rest.client import Client, timeout_of
 from mlmigrate.adapters.mlflow.rest.here import ServerNames, Version, load
-from mlmigrate.adapters.mlflow.rest.homes import Homes, marks, origins_of
+from mlmigrate.adapters.mlflow.rest.homes import Homes, issue_ids, marks, origins_of
 from mlmigrate.adapters.mlflow.rest.objects import Known
 from mlmigrate.adapters.mlflow.rest.place import WRITERS, RestPlace
 from mlmigrate.adapters.mlflow.rest.registry import foreseen
@@ -104,7 +104,9 @@ class RestTarget:
             if self._loaded is None:
                 if not self._runs_known:
                     self.arrived()
-                experiments = [info.experiment_id for info in self.homes.look()]
+                infos = self.homes.look()
+                self.known.ids.setdefault("issue", {}).update(issue_ids(infos))
+                experiments = [info.experiment_id for info in infos]
                 self._loaded = load(self._client, self.server, experiments, self.known)
             return self._loaded
 

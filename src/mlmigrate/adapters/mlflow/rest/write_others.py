@@ -6,6 +6,7 @@ which are an experiment's own, issues and webhooks by what they hold.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from mlmigrate.adapters.base import Change, Holding
 from mlmigrate.adapters.mlflow import conflicts
 from mlmigrate.adapters.mlflow.objects import Row, Tree, tree_of
 from mlmigrate.adapters.mlflow.rest.client import Client
+from mlmigrate.adapters.mlflow.rest.homes import ISSUE_TAG
 from mlmigrate.adapters.mlflow.rest.wire import Anything
 from mlmigrate.errors import Conflict, MigrateError, NotFound, Unavailable
 from mlmigrate.model import Artifact, Record
@@ -233,6 +235,16 @@ class OtherWriter:
         body = issue_body(tree, experiment)
         at = f"issues of {experiment}"
         self._once(at, issue_key(body), lambda: map(issue_key, issues(self._client, experiment)), f"{API}/issues", body)
+        self._note_issue(record, experiment, issue_key(body))
+
+    def _note_issue(self, record: Record, experiment: str, key: str) -> None:
+        """Assessments of traces name issues by their ids, so it is kept which has become which."""
+        here = next((one["issue_id"] for one in issues(self._client, experiment) if issue_key(one) == key), None)
+        if here is not None:
+            self._frame.known.ids.setdefault("issue", {})[record.id] = here
+            name = ISSUE_TAG + hashlib.blake2b(record.id.encode(), digest_size=8).hexdigest()
+            body = {"experiment_id": experiment, "key": name, "value": json.dumps([record.id, here])}
+            self._client.post("api/2.0/mlflow/experiments/set-experiment-tag", Anything, body)
 
     def _webhook(self, record: Record, tree: Tree) -> None:
         row = tree["webhooks"][0]

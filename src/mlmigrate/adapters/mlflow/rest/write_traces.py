@@ -374,11 +374,8 @@ class NewTraceWriter:
         data = None if draft.sent else bodies.spans_file(draft.tree)
         if data is not None:
             self._put(draft.id, location, _file(draft.id, data))
-        if draft.sent:
-            self._stamp(draft.id, draft.stamp)
-        else:
-            with self._lock:
-                self._waiting[draft.id] = Waiting(location, draft.stamp)
+        with self._lock:  # attachments may come, too, of one whose spans are in the database
+            self._waiting[draft.id] = Waiting(location, draft.stamp)
 
     def _stamp(self, id_: str, stamp: str) -> None:
         body = {"key": STAMP_TAG, "value": stamp}
