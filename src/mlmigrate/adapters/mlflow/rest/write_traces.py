@@ -210,6 +210,8 @@ class NewTraceWriter:
         self._frame, self._client, self._uploads = frame, frame.client, frame.uploads
         self._batch: list[Draft] = []
         self._waiting: dict[str, Waiting] = {}
+        self._locations: dict[str, str] = {}  # where the files of a trace go, of those that were written
+        self._foreign: set[str] = set()  # ids that others have here
         self._lock = threading.Lock()
         self._together = True  # whether one request may hold spans of several traces
         self._listing = True  # whether the server knows the call that asks for many
@@ -249,6 +251,7 @@ class NewTraceWriter:
         there = draft.there
         if there is None or there.experiment in ("", draft.experiment):
             return True
+        self._foreign.add(draft.id)
         self._lose(draft, "it", ELSEWHERE)
         return False
 
@@ -338,8 +341,9 @@ class NewTraceWriter:
         for row in after:
             self._told(draft, f"assessment {row['name']!r}", self._assess, draft, row)
         self._tell_lost(draft)
+        location = self._locations[draft.id] = made.tags.get(bodies.LOCATION, "")
         if not done:
-            self._finish(draft, made.tags.get(bodies.LOCATION, ""))
+            self._finish(draft, location)
 
     def _make(self, draft: Draft, body: dict[str, Any]) -> Info:
         """Made or overwritten. Older servers do not take a trace twice: one that is there is left as it is."""
@@ -385,9 +389,15 @@ class NewTraceWriter:
         """Sends a file of a trace, after all traces are there."""
         self.settle()
         id_ = artifact.owner.removeprefix(OWNER)
-        waiting = self._waiting.get(id_)
-        if waiting is not None:  # the others are whole
-            self._put(id_, waiting.location, artifact)
+        if id_ not in self._foreign:
+            self._put(id_, self._location(id_), artifact)
+
+    def _location(self, id_: str) -> str:
+        """Where the files of a trace go; of one that was whole before, the server says it."""
+        if id_ not in self._locations:
+            info = self._info(id_)
+            self._locations[id_] = info.tags.get(bodies.LOCATION, "") if info is not None else ""
+        return self._locations[id_]
 
     def _put(self, id_: str, location: str, artifact: Artifact) -> None:
         call = self._uploads.of(OWNER + id_, location, artifact)
