@@ -217,9 +217,6 @@ class ServerNames:
         """MLflow's database has no NaN for a logged model's metrics: it keeps 0."""
         for row in tree.get("logged_model_metrics", ()):
             row["metric_value"] = plain(row)
-        for row in tree.get("logged_model_tags", ()):
-            if row["tag_key"] == VERSIONS_TAG:
-                row["tag_value"] = renumbered(row["tag_value"], self.known)
 
     def _registered(self, record: Record, tree: Tree) -> Record:
         """By their origins, for two sources may have had models of one name."""
