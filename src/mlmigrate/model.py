@@ -153,11 +153,25 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Spot:
+    """Where bytes lie, for a target that can take them from there itself, without their passing through us.
+
+    store    names the store and how it is reached (storage.objects.Objects.store); "file" for this machine
+    url      s3://bucket/key as the store has it (no quoting), or the absolute path of a file
+    version  changes when the file does: an etag, or "<mtime ns>-<size>"; "" when it cannot be told
+    """
+
+    store: str
+    url: str
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A file of a run (or of a model, a trace: then `owner` begins with "@").
 
     `path` is relative, with "/" between its parts. `size` in bytes and `sha256` (hex) where known.
-    `open` gives the bytes from the start each time it is called.
+    `open` gives the bytes from the start each time it is called; `spot` is where they lie, when that is known.
     """
 
     owner: str
@@ -165,6 +179,7 @@ class Artifact:
     open: Callable[[], AbstractContextManager[BinaryIO]] = field(compare=False, repr=False)
     size: int | None = None
     sha256: str | None = None
+    spot: Spot | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

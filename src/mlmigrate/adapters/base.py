@@ -31,6 +31,7 @@ from typing import Literal, ParamSpec, Protocol, TypeVar
 import pyarrow as pa
 
 from mlmigrate.model import Arrival, Artifact, Experiment, Loss, Record, Run, RunRef
+from mlmigrate.storage.throttle import Throttle, throttle
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +62,9 @@ class Settings:
                      "keep" to leave them where they are, else a folder
     artifacts_at     folders to look for a source's artifact bytes in, beside where its URIs point
     allow_artifacts  prefixes of artifact URIs that a server may name though they lie elsewhere
+    bwlimit          bytes of artifacts a second, both ways together; 0: as fast as it goes
+    tpslimit         requests a second to servers and object stores; 0: as fast as it goes
+    part_size        bytes of the parts of large files; 0: as storage.objects.part_size says
     on_conflict      what happens to an experiment or a registered model whose name a target has already, from
                      somebody else: "merge" into it, "rename" ours, or "fail"
     """
@@ -69,6 +73,9 @@ class Settings:
     artifacts_at: tuple[str, ...] = ()
     allow_artifacts: tuple[str, ...] = ()
     on_conflict: OnConflict = "merge"
+    bwlimit: int = 0
+    tpslimit: float = 0.0
+    part_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,11 @@ class Context:
         prefix = self.side.upper() + "_"
         own = {name.removeprefix(prefix): value for name, value in os.environ.items() if name.startswith(prefix)}
         return {**os.environ, **own}
+
+    @property
+    def throttle(self) -> Throttle:
+        """How fast this process may go; the same for both sides."""
+        return throttle(self.settings.bwlimit, self.settings.tpslimit)
 
 
 @dataclass(frozen=True, slots=True)

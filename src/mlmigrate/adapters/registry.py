@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from mlmigrate.adapters.base import Context, Names, SameNames, Source, Target
+from mlmigrate.adapters.estate import Estate
 from mlmigrate.address import Address
 from mlmigrate.errors import UsageError
 from mlmigrate.model import Record
@@ -46,6 +47,12 @@ def open_target(address: Address, context: Context) -> Target:
     """The place opened for writing; nothing is written yet. Raises as `open_source` does."""
     target: Target = _opener(address, "open_target", "write to")(address, context)
     return target
+
+
+def open_estate(address: Address, context: Context) -> Estate:
+    """The store opened for a move of its artifacts; nothing is written yet. Raises as `open_source` does."""
+    estate: Estate = _opener(address, "open_estate", "move the artifacts of")(address, context)
+    return estate
 
 
 def name_of(kind: str, record: Record) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mlmigrate.adapters.base import Context, Names, Source, Target
+from mlmigrate.adapters.estate import Estate
 from mlmigrate.address import Address
 from mlmigrate.errors import UsageError
 from mlmigrate.model import Record
@@ -47,6 +48,18 @@ def open_target(address: Address, context: Context) -> Target:
         )
     target: Target = module.open_target(address, context)
     return target
+
+
+def open_estate(address: Address, context: Context) -> Estate:
+    """The database or the folder that `address` names, for a move of its artifacts."""
+    module = shape(address.place)
+    if not hasattr(module, "open_estate"):
+        raise UsageError(
+            f"{address.shown} is a server, and no server lets its artifact addresses be changed.",
+            "Give its database, for example mlflow:postgresql://user@host/mlflow",
+        )
+    estate: Estate = module.open_estate(address, context)
+    return estate
 
 
 def places_under(folder: Path) -> list[Address]:
