@@ -32,6 +32,7 @@ TRUE = ("1", "true", "yes", "on", "requester")
 FRESH = timedelta(minutes=4)  # obstore asks again so often; botocore renews what is about to expire
 CONNECTIONS = 64
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}
+_EXAMPLE = 'For example {"StorageClass": "ONEZONE_IA"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ def _extra(env: Mapping[str, str]) -> dict[str, str]:
             "MLFLOW_S3_UPLOAD_EXTRA_ARGS is no JSON.", 'For example {"StorageClass": "ONEZONE_IA"}'
         ) from error
     if not isinstance(given, dict):
-        raise UsageError("MLFLOW_S3_UPLOAD_EXTRA_ARGS is no JSON object.", 'For example {"StorageClass": "ONEZONE_IA"}')
+        raise UsageError("MLFLOW_S3_UPLOAD_EXTRA_ARGS is no JSON object.", _EXAMPLE)
     ours = {
         "StorageClass": env.get("MLMIGRATE_S3_STORAGE_CLASS", ""),
         "ServerSideEncryption": env.get("MLMIGRATE_S3_SSE", ""),
