@@ -8,17 +8,22 @@ allowed: a database from elsewhere names no file of this machine.
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from mlmigrate.adapters.mlflow.direct import LISTS, Stores, reachable
 from mlmigrate.adapters.mlflow.local_artifacts import walk
+from mlmigrate.adapters.mlflow.repositories import permit, repository_artifacts
 from mlmigrate.address import hide_secrets
 from mlmigrate.model import Artifact, Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
 
     from mlmigrate.adapters.base import Settings
     from mlmigrate.model import Run
@@ -79,6 +84,7 @@ class Finder:
 
     beside: Path
     settings: Settings
+    stores: Stores = field(default_factory=partial(Stores, {}), compare=False, repr=False)
     _holders: dict[tuple[str, str], list[Path]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -86,18 +92,55 @@ class Finder:
         """Whether artifacts are read at all."""
         return self.settings.artifacts_to != "keep"
 
-    def artifacts(self, kept: Kept, losses: list[Loss]) -> Iterator[Artifact]:
-        """The files of one run, model or trace; that they are on another machine is a loss."""
-        if not self.wanted or not kept.uri:
-            return
+    def artifacts(self, several: Iterable[Kept], losses: list[Loss]) -> Iterator[Artifact]:
+        """The files of runs, models, traces, one after another; that they are on another machine is a loss.
+
+        Places in object stores are listed, and small files there fetched, some way ahead.
+        """
+        wanted = (kept for kept in several if self.wanted and kept.uri)
+        return self.stores.ahead(self._in_turn(wanted, losses))
+
+    def _in_turn(self, several: Iterator[Kept], losses: list[Loss]) -> Iterator[Artifact]:
+        under_way: deque[tuple[Kept, Future[Iterator[Artifact]] | None]] = deque()
+        while True:
+            while len(under_way) < LISTS and (kept := next(several, None)) is not None:
+                under_way.append((kept, self._listing(kept)))
+            if not under_way:
+                return
+            kept, listing = under_way.popleft()
+            yield from self._of(kept, losses) if listing is None else _listed(kept, listing, losses)
+
+    def _listing(self, kept: Kept) -> Future[Iterator[Artifact]] | None:
+        """The listing of a place in an object store, begun."""
+        if not reachable(kept.uri) or (kept.rare and not kept.expected):
+            return None
+        permit(kept.uri, self.settings.allow_artifacts)
+        return self.stores.listing(kept.uri, kept.owner)
+
+    def _of(self, kept: Kept, losses: list[Loss]) -> Iterator[Artifact]:
         if _scheme(kept.uri) not in ("", "file", PROXIED):
-            yield from () if kept.rare and not kept.expected else self._remote(kept, losses)
+            yield from () if kept.rare and not kept.expected else self._remote(kept)
             return
-        folder = self._rare(kept) if kept.rare else next((one for one in self._candidates(kept) if one.is_dir()), None)
+        folder = self.folder(kept)
         if folder is not None:
             yield from walk(folder, kept.owner, losses)
         elif kept.expected or not (kept.rare or self._root_is_here(kept)):
             losses.append(kept.lost(f"{hide_secrets(kept.uri)} is not on this machine"))
+
+    def folder(self, kept: Kept) -> Path | None:
+        """The folder of this machine that holds the files; None where there is none, or they are elsewhere."""
+        if not kept.uri or _scheme(kept.uri) not in ("", "file", PROXIED):
+            return None
+        return self._rare(kept) if kept.rare else next((one for one in self._candidates(kept) if one.is_dir()), None)
+
+    def named(self, uri: str) -> Path | None:
+        """The folder that a URI itself names on this machine, believed or not; None for one of another kind."""
+        local = _local(uri, self.beside)
+        return local if local is not None and ".." not in local.parts and local.is_dir() else None
+
+    def allowed(self, folder: Path) -> bool:
+        """Whether a person allowed a store to name this folder."""
+        return self._allowed(folder)
 
     def _rare(self, kept: Kept) -> Path | None:
         """As for others, but the folders that hold those of all traces of an experiment are looked for once."""
@@ -112,13 +155,8 @@ class Finder:
         folders = (holder.joinpath(*rest) for holder in self._holders[at])
         return next((one for one in folders if one.is_dir()), None)
 
-    def _remote(self, kept: Kept, losses: list[Loss]) -> Iterator[Artifact]:
-        try:
-            from mlmigrate.adapters.mlflow.repositories import repository_artifacts  # noqa: PLC0415 - imports mlflow
-        except ImportError:
-            losses.append(kept.lost(f"mlflow is needed to reach {hide_secrets(kept.uri)}"))
-            return
-        yield from repository_artifacts(kept.uri, kept.owner, self.settings.allow_artifacts)
+    def _remote(self, kept: Kept) -> Iterator[Artifact]:
+        return repository_artifacts(kept.uri, kept.owner, self.settings.allow_artifacts, self.stores)
 
     def _candidates(self, kept: Kept) -> Iterator[Path]:
         """Folders that may hold the files, the likeliest first."""
@@ -147,6 +185,15 @@ class Finder:
             return any(root.is_dir() for root in roots)
         local = _local(kept.uri, self.beside)
         return local is not None and kept.is_folder(local) and local.parents[len(kept.tail) - 1].is_dir()
+
+
+def _listed(kept: Kept, listing: Future[Iterator[Artifact]], losses: list[Loss]) -> Iterator[Artifact]:
+    found = False
+    for artifact in listing.result():
+        found = True
+        yield artifact
+    if kept.expected and not found:
+        losses.append(kept.lost(f"nothing lies at {hide_secrets(kept.uri)}"))
 
 
 def _scheme(uri: str) -> str:

@@ -78,8 +78,11 @@ def move(
     *,
     keep_uris: bool,
     policy: OnConflict = "merge",
+    root: str = PROXY,
 ) -> Moving:
     """Finds or makes a home for each; those that are made keep their ids where these are free, not above `most`.
+
+    Below `root` they keep their artifacts, unless these stay where they are.
 
     Raises Conflict when a name is somebody else's and the policy is to fail.
     """
@@ -93,9 +96,9 @@ def move(
         else:
             id_ = _id(one, taken, most, moving.losses)
             taken.add(id_)
-            root = one.artifact_root if keep_uris and one.artifact_root else f"{PROXY}/{id_}"
+            place = one.artifact_root if keep_uris and one.artifact_root else f"{root}/{id_}"
             tags = {**one.tags, ORIGIN_TAG: one.origin} if one.origin else one.tags
-            homes[name] = Home(id_, name, root, one.deleted, tags)
+            homes[name] = Home(id_, name, place, one.deleted, tags)
             moving.new.append((one, homes[name]))
         moving.ids[one.id] = homes[name]
     return moving
@@ -187,7 +190,7 @@ def folder_of(root: str, store: Path) -> Path:
     if parts.scheme == "" and root.startswith("/"):
         return Path(root)
     raise UsageError(
-        f"An experiment of the target keeps its artifacts at {root}, which is no local folder.",
+        f"An experiment of the target keeps its artifacts at {root}, which mlmigrate cannot write to.",
         "Leave the bytes where they are (--artifacts-to keep), or give the experiment another name (-m).",
     )
 

@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.mlflow import local_artifacts
+from mlmigrate.adapters.mlflow.direct import reachable
 from mlmigrate.adapters.mlflow.objects import BY_NAME
 from mlmigrate.adapters.mlflow.references import NAMED_VERSIONS
+from mlmigrate.adapters.mlflow.sending import Sending
 from mlmigrate.adapters.mlflow.sql import incoming
 from mlmigrate.adapters.mlflow.sql.arriving import foreign
 from mlmigrate.adapters.mlflow.sql.connect import POSTGRESQL, Session
@@ -54,13 +56,14 @@ class DatabasePlace:
         self._tables = [ref for ref in refs if ref.kind == "records"]
         self._runs: Sequence[Run] = ()
         self._ids: dict[str, str] = {}
-        self._folders: dict[str, Path | None] = {}
+        self._folders: dict[str, Path | str | None] = {}
         self._owners: dict[str, str] = {}  # of files: "@model/<id>" -> the source's id of its experiment
         self._kept: list[tuple[str, str]] = []
         self._lost: dict[str, int] = {}
         self._points, self._latest = Spool(), Latest()
         self._rows = Spool()
         self._files: list[Path] = []
+        self._sending = Sending(target.stores, self.losses)
 
     def begin(self, runs: Sequence[Run]) -> None:
         """Finds out under which ids the runs go. Raises Conflict when one of these is somebody else's."""
@@ -85,7 +88,11 @@ class DatabasePlace:
         if folder is None:
             self._lost[artifact.owner] = self._lost.get(artifact.owner, 0) + 1
             return
-        path, _, _ = local_artifacts.write(folder, relocated(artifact, *self._place(artifact.owner)))
+        meant = relocated(artifact, *self._place(artifact.owner))
+        if isinstance(folder, str):
+            self._sending.put(folder, meant)
+            return
+        path, _, _ = local_artifacts.write(folder, meant)
         self._files.append(path)
 
     def keep(self, record: Record) -> None:
@@ -100,6 +107,7 @@ class DatabasePlace:
     def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  there is no table for them
         """Writes everything at once; may be called again when it failed."""
         _flush(self._files)
+        self._sending.settle()
         self._lay_aside()
         found: list[Loss] = []
         known = self._target.arrived() if self._tables else {}
@@ -117,6 +125,7 @@ class DatabasePlace:
 
     def close(self) -> None:
         """Gives back what was laid aside."""
+        self._sending.close()
         self._points.close()
         self._rows.close()
 
@@ -142,11 +151,12 @@ class DatabasePlace:
             self._rows.add(pa.RecordBatch.from_pydict({"kind": list(kinds), "body": list(bodies)}))
             self._kept = []
 
-    def _folder(self, owner: str) -> Path | None:
-        """Where the files of a run or an object go; None for an object that does not come in."""
+    def _folder(self, owner: str) -> Path | str | None:
+        """Where the files of a run or an object go: a folder, the URI of an object store, None for what stays out."""
         if owner not in self._folders:
             _, place = self._place(owner)
-            self._folders[owner] = None if place is None else folder_of(place, self._target.store)
+            far = place is None or reachable(place)
+            self._folders[owner] = place if place is None or far else folder_of(place, self._target.store)
         return self._folders[owner]
 
     def _place(self, owner: str) -> tuple[str, str | None]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.base import Context, Packing, Settings
+from mlmigrate.adapters.mlflow.direct import Stores, reachable
 from mlmigrate.adapters.mlflow.objects import GROUPS
 from mlmigrate.adapters.mlflow.sql import accounts, records, schema
 from mlmigrate.adapters.mlflow.sql.artifacts import Finder, Kept
@@ -64,7 +65,7 @@ def open_source(address: Address, context: Context) -> DatabaseSource:
 def _looking(context: Context) -> Settings:
     """Settings for reading; in a target, the folder that artifacts were written to is looked into too."""
     settings = context.settings
-    if context.side == "source" or settings.artifacts_to in ("", "keep"):
+    if context.side == "source" or settings.artifacts_to in ("", "keep") or reachable(settings.artifacts_to):
         return settings
     return replace(settings, artifacts_at=(*settings.artifacts_at, settings.artifacts_to))
 
@@ -77,7 +78,7 @@ class DatabaseSource:
         self._lock, self._snapshots = threading.Lock(), threading.Lock()
         self._mark = self._file_mark()
         beside = place.file.absolute().parent if place.file is not None else Path.cwd()
-        self._finder = Finder(beside, _looking(context))
+        self._finder = Finder(beside, _looking(context), Stores.of(context))
         self._holder: Session | None = None
         self._snapshot = ""
         self._refs: list[RunRef] | None = None
@@ -130,6 +131,7 @@ class DatabaseSource:
 
     def close(self) -> None:
         """Lets the snapshot go."""
+        self._finder.stores.close()
         if self._holder is not None:
             self._holder.close()
             self._holder = None
@@ -260,14 +262,15 @@ class DatabaseReading:
 
     def artifacts(self) -> Iterator[Artifact]:
         """The files of the runs, of logged models and of traces."""
-        for run in self.runs:
-            yield from self._finder.artifacts(Kept.of_run(run), self.losses)
+        return self._finder.artifacts(self._kept(), self.losses)
+
+    def _kept(self) -> Iterator[Kept]:
+        yield from map(Kept.of_run, self.runs)
         if not self._finder.wanted:
             return
         objects = Objects(self._session, self._layout)
         for ref in self._others:
-            for kept in (*objects.models(ref), *objects.traces(ref)):
-                yield from self._finder.artifacts(kept, self.losses)
+            yield from (*objects.models(ref), *objects.traces(ref))
 
     def records(self) -> Iterator[Record]:
         """The objects, and rows that are part of none."""

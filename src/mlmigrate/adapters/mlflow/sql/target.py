@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from mlmigrate.adapters.base import Context, Limits, Names, Packing
+from mlmigrate.adapters.mlflow.direct import Stores, reachable
 from mlmigrate.adapters.mlflow.references import NAMED_VERSIONS, RUN_TAGS, References
 from mlmigrate.adapters.mlflow.sql import arriving, incoming, naming, registry
 from mlmigrate.adapters.mlflow.sql.connect import (
@@ -76,6 +77,8 @@ class DatabaseTarget:
         self.database = place
         self.keep_uris = context.settings.artifacts_to == "keep"
         self.store = _store(place, context.settings.artifacts_to)
+        self.root = _root(context.settings.artifacts_to)
+        self.stores = Stores.of(context)
         self.homes: dict[str, Home] = {}
         self.learned = References(models={}, versions={})  # what models that came in this process are called here
         self.shape = Shape({})
@@ -119,6 +122,8 @@ class DatabaseTarget:
 
     def prepare(self, experiments: Sequence[Experiment]) -> Sequence[Loss]:
         """Makes the schema where there is none, and the experiments that are not there yet."""
+        if self.root != PROXY:
+            self.stores.check(self.root)
         made = not self.shape.has("experiments")
         if made:
             self._make()
@@ -128,7 +133,7 @@ class DatabaseTarget:
         used = {home.id for home in there} | {home.id for _, home in moving.new}
         names = {home.name for home in (*there, *moving.ids.values())}
         if made and 0 not in used and _DEFAULT.name not in names:
-            moving.new.append((_DEFAULT, Home(0, _DEFAULT.name, f"{PROXY}/0")))
+            moving.new.append((_DEFAULT, Home(0, _DEFAULT.name, f"{self.root}/0")))
         if moving.new or moving.new_tags:
             self._insert(moving)
         self.homes = moving.ids
@@ -201,7 +206,7 @@ class DatabaseTarget:
 
     def _move(self, experiments: Sequence[Experiment], there: Sequence[Home]) -> Moving:
         most = _INT4 if self.database.kind == POSTGRESQL else _INT8
-        return move(experiments, there, most, keep_uris=self.keep_uris, policy=self.on_conflict)
+        return move(experiments, there, most, keep_uris=self.keep_uris, policy=self.on_conflict, root=self.root)
 
     def _rewrite_texts(self, ours: Collection[str]) -> list[Loss]:
         """In tags and params of these runs, what names a place or a model that is another here."""
@@ -236,7 +241,8 @@ class DatabaseTarget:
         return losses
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Lets the threads go that sent files; nothing else is held open."""
+        self.stores.close()
 
     def _length(self, table: str, column: str, usual: int) -> int:
         return self.shape.length(table, column) or usual
@@ -445,7 +451,12 @@ def _marks(session: Session) -> dict[str, Arrival]:
 
 
 def _store(place: Database, artifacts_to: str) -> Path:
-    if artifacts_to not in ("", "keep"):
+    if artifacts_to not in ("", "keep") and not reachable(artifacts_to):
         return Path(artifacts_to).absolute()
     beside = place.file.absolute().parent if place.file is not None else Path.cwd()
     return beside / "mlartifacts"
+
+
+def _root(artifacts_to: str) -> str:
+    """Where experiments that are made keep their artifacts: behind the server's proxy, or in an object store."""
+    return artifacts_to.rstrip("/") if reachable(artifacts_to) else PROXY
