@@ -9,6 +9,7 @@ with running(folder) as s3:
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -30,7 +31,8 @@ from servers import free_port
 
 KEY, SECRET, REGION = "TESTKEY", "testsecret", "us-east-1"
 PATIENCE = 60  # seconds; it takes 3 on a quiet machine
-VOLUME = 64  # MB; each bucket takes 7 of them at least
+VOLUME = 64  # MB
+GROWTH = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "2"}  # volumes that a new bucket begins with, instead of 7
 
 
 @dataclass
@@ -64,9 +66,7 @@ class S3Server:
         }
 
     def client(self, key: str = "", secret: str = "") -> Any:
-        session = boto3.session.Session(key or self.key, secret or self.secret, region_name=REGION)
-        style = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 3})
-        return session.client("s3", endpoint_url=self.url, config=style)
+        return _client(self.url, key or self.key, secret or self.secret)
 
     def bucket(self, name: str = "") -> str:
         """Makes a bucket; gives its name."""
@@ -90,8 +90,15 @@ class S3Server:
         self.process.wait()
 
 
+@functools.cache
+def _client(url: str, key: str, secret: str) -> Any:
+    session = boto3.session.Session(key, secret, region_name=REGION)
+    style = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 3})
+    return session.client("s3", endpoint_url=url, config=style)
+
+
 @contextlib.contextmanager
-def running(folder: Path, limited: dict[str, list[str]] | None = None, volumes: int = 200) -> Iterator[S3Server]:
+def running(folder: Path, limited: dict[str, list[str]] | None = None, volumes: int = 1000) -> Iterator[S3Server]:
     """A server that keeps its data in `folder`, which is emptied afterwards.
 
     `limited`: name -> actions ("Read:bucket", "List:bucket", "Write:bucket") of further identities.
@@ -104,7 +111,7 @@ def running(folder: Path, limited: dict[str, list[str]] | None = None, volumes: 
         shutil.rmtree(folder / "data", ignore_errors=True)
 
 
-def start(folder: Path, limited: dict[str, list[str]], volumes: int = 200) -> S3Server:
+def start(folder: Path, limited: dict[str, list[str]], volumes: int = 1000) -> S3Server:
     """As `running`, for who stops it themselves."""
     last = ""
     for _ in range(3):  # a port may be taken between asking and binding
@@ -131,7 +138,9 @@ def _start(folder: Path, limited: dict[str, list[str]], volumes: int) -> S3Serve
         command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
     command += [f"-volume.max={volumes}", f"-master.volumeSizeLimitMB={VOLUME}"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **GROWTH}
+        )
     return S3Server(f"http://127.0.0.1:{port}", folder, process, identities)
 
 
