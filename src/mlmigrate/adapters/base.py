@@ -31,10 +31,21 @@ from typing import Literal, ParamSpec, Protocol, TypeVar
 import pyarrow as pa
 
 from mlmigrate.model import Arrival, Artifact, Experiment, Loss, Record, Run, RunRef
-from mlmigrate.storage.throttle import Throttle, throttle
+from mlmigrate.storage.throttle import Throttle, checked, throttle
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# variables that say who we are, in one way or another
+IDENTITIES = (
+    ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    (
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_STORAGE_ACCOUNT",
+        "AZURE_STORAGE_ACCESS_KEY",
+        "AZURE_STORAGE_SAS_TOKEN",
+    ),
+)
 LEFT_OUT = "\0left out"  # of a Change: no value of a record begins so
 Side = Literal["source", "target"]
 OnConflict = Literal["merge", "rename", "fail"]
@@ -88,15 +99,19 @@ class Context:
 
     @property
     def env(self) -> Mapping[str, str]:
-        """The environment as this side sees it: SOURCE_X (or TARGET_X) wins over X."""
+        """The environment as this side sees it: SOURCE_X (or TARGET_X) wins over X.
+
+        Variables that say who we are win or lose together: a common AWS_ACCESS_KEY_ID does not beat SOURCE_AWS_PROFILE.
+        """
         prefix = self.side.upper() + "_"
         own = {name.removeprefix(prefix): value for name, value in os.environ.items() if name.startswith(prefix)}
-        return {**os.environ, **own}
+        beaten = {name for family in IDENTITIES if own.keys() & set(family) for name in family}
+        return {name: value for name, value in os.environ.items() if name not in beaten} | own
 
     @property
     def throttle(self) -> Throttle:
         """How fast this process may go; the same for both sides."""
-        return throttle(self.settings.bwlimit, self.settings.tpslimit)
+        return checked(throttle(self.settings.bwlimit, self.settings.tpslimit), getattr(self.again, "check", None))
 
 
 @dataclass(frozen=True, slots=True)
