@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -62,32 +62,12 @@ class Stored:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """How objects are written: what a store must be told with each.
-
-    Values of SOURCE_/TARGET_ twins and of these variables (docs/object-stores.md):
-    MLMIGRATE_S3_STORAGE_CLASS, MLMIGRATE_S3_SSE, MLMIGRATE_S3_SSE_KMS_KEY_ID, MLFLOW_S3_UPLOAD_EXTRA_ARGS (JSON).
-    """
-
-    storage_class: str = ""
-    encryption: str = ""
-    kms_key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Parts of one upload that a store has already: number (from 1) -> its sha256 (32 bytes) and etag."""
-
-    upload: str
-    part_size: int
-    done: Mapping[int, tuple[bytes, str]] = field(default_factory=dict)
-
-
 class Body(Protocol):
     """Bytes to be uploaded, that can be read anywhere, by several threads: a file here, or an object elsewhere."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """How many bytes."""
 
     def open(self, start: int, length: int) -> AbstractContextManager[BinaryIO]:
         """`length` bytes from `start` as a stream. Raises Changed when the file is not the one it was."""
