@@ -6,6 +6,7 @@ version; the current version runs from the environment of the tests.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -58,6 +59,13 @@ def environment(version: str) -> Path:
     if version == CURRENT:
         return Path(sys.executable).parent
     home = ENVS / version
+    ENVS.mkdir(parents=True, exist_ok=True)
+    with (ENVS / f"{version}.lock").open("w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(version, home)
+
+
+def _made(version: str, home: Path) -> Path:
     if (home / "bin" / "mlflow").exists():
         return home / "bin"
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
