@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mlmigrate.errors import BadData, Conflict, Damaged, DiskFull, MigrateError, NotFound, Refused
-from mlmigrate.model import Artifact, Loss
+from mlmigrate.model import Artifact, Loss, Spot
+from mlmigrate.storage.slices import version_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -37,7 +38,9 @@ def walk(folder: Path, owner: str, losses: list[Loss]) -> Iterator[Artifact]:
             waiting += _entries(Path(entry.path), path + "/", owner, losses)
         elif not entry.name.endswith(PART):
             opener = partial(open_file, Path(entry.path))
-            yield Artifact(owner, path, opener, size=entry.stat(follow_symlinks=False).st_size)
+            told = entry.stat(follow_symlinks=False)
+            spot = Spot("file", str(Path(entry.path).absolute()), version_of(told))
+            yield Artifact(owner, path, opener, size=told.st_size, spot=spot)
 
 
 def _entries(folder: Path, prefix: str, owner: str, losses: list[Loss]) -> list[tuple[str, os.DirEntry[str]]]:

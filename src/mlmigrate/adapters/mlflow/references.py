@@ -192,7 +192,7 @@ def rewritten(artifact: Artifact, text: Callable[[str], str]) -> Artifact:
     def opened() -> AbstractContextManager[BinaryIO]:
         return io.BytesIO(new)
 
-    return replace(artifact, open=opened, size=len(new), sha256=hashlib.sha256(new).hexdigest())
+    return replace(artifact, open=opened, size=len(new), sha256=hashlib.sha256(new).hexdigest(), spot=None)
 
 
 def _like(value: object, id: str) -> object:

@@ -1,11 +1,12 @@
-"""Artifact stores that a URI names: s3:, gs:, dbfs:, folders, and whatever else MLflow's repositories reach.
+"""Artifact stores that a URI names: object stores, folders, and whatever else MLflow's repositories reach.
 
 A URI that was read from a server or from somebody's database is hostile until a person allows it:
 
-    s3:, gs:, dbfs:           read with the credentials that are found here
-    folders and all else      only below a prefix that --allow-artifacts names
+    s3:, gs:, az:, dbfs:      read with the credentials that are found here
+    folders and all else      only below a prefix that --allow-artifacts names (so wasbs: and abfss:, which name hosts)
 
-MLflow is imported only when a URI needs it.
+Object stores are read and written without MLflow (direct.py).  For what is left (dbfs:, hdfs:, ftp: ...) MLflow
+is imported when a URI needs it; its repositories see the environment of the process, whichever side it is.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from mlmigrate.adapters.mlflow.direct import Stores, reachable
+from mlmigrate.adapters.mlflow.sending import FILE
 from mlmigrate.address import hide_secrets
 from mlmigrate.errors import BadData, MigrateError, NotFound, Refused, Unavailable, UsageError
-from mlmigrate.model import Artifact
+from mlmigrate.model import Artifact, Spot
+from mlmigrate.storage.slices import version_of
 
-DIRECT = ("s3", "gs", "dbfs")
+DIRECT = ("s3", "s3a", "gs", "az", "dbfs")
 CHUNK = 1 << 20
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -73,31 +77,37 @@ def _plain(uri: str) -> str:
     return uri if local is None else str(local)
 
 
-def repository_artifacts(uri: str, owner: str, allow: Sequence[str]) -> Iterator[Artifact]:
-    """All files below `uri`.
+def repository_artifacts(uri: str, owner: str, allow: Sequence[str], stores: Stores) -> Iterator[Artifact]:
+    """All files below `uri`, those of object stores by way of `stores`.
 
     Raises UsageError when nobody allowed that place or when MLflow is missing, and what the store raises.
     """
-    _permit(uri, allow)
+    permit(uri, allow)
     local = local_path(uri)
     if local is not None:
         yield from _local_files(local, owner)
+        return
+    if reachable(uri):
+        yield from stores.artifacts(uri, owner)
         return
     repository = _repository(uri)
     for path, size in _listed(repository, uri, ""):
         yield Artifact(owner, path, partial(_downloaded, repository, uri, path), size)
 
 
-def repository_writer(uri: str, allow: Sequence[str]) -> Callable[[Artifact], None]:
+def repository_writer(uri: str, allow: Sequence[str], stores: Stores) -> Callable[[Artifact], None]:
     """What puts a file below `uri`. Raises as `repository_artifacts` does."""
-    _permit(uri, allow)
+    permit(uri, allow)
     local = local_path(uri)
     if local is not None:
         return partial(_write_local, local)
+    if reachable(uri):
+        return stores.folder(uri).send
     return partial(_upload, _repository(uri), uri)
 
 
-def _permit(uri: str, allow: Sequence[str]) -> None:
+def permit(uri: str, allow: Sequence[str]) -> None:
+    """Raises UsageError for a place that may not be gone to unless a person names it."""
     if not (direct(uri) or allowed(uri, allow)):
         shown = hide_secrets(uri)
         raise UsageError(f"{shown} lies at a place that nobody named.", f"To allow it: --allow-artifacts {shown}")
@@ -109,9 +119,11 @@ def _local_files(folder: Path, owner: str) -> Iterator[Artifact]:
         folders.sort()
         for name in sorted(files):
             file = Path(here, name)
-            if stat.S_ISREG(file.lstat().st_mode):
+            told = file.lstat()
+            if stat.S_ISREG(told.st_mode):
                 path = file.relative_to(folder).as_posix()
-                yield Artifact(owner, path, partial(_opened, file), file.lstat().st_size)
+                spot = Spot(FILE, str(file.absolute()), version_of(told))
+                yield Artifact(owner, path, partial(_opened, file), told.st_size, spot=spot)
 
 
 def _opened(file: Path) -> AbstractContextManager[BinaryIO]:

@@ -12,6 +12,7 @@ import pytest
 
 from mlmigrate.adapters.base import Context, Settings
 from mlmigrate.adapters.mlflow import open_source, open_target
+from mlmigrate.adapters.mlflow.direct import Stores
 from mlmigrate.adapters.mlflow.repositories import allowed, repository_artifacts, strange_path
 from mlmigrate.address import parse
 from mlmigrate.errors import BadData, MigrateError, NotFound, Refused, Unavailable, UsageError
@@ -289,7 +290,7 @@ def test_allowing_a_prefix_allows_nothing_beside_it():
 
 def test_a_place_that_nobody_allowed_is_not_opened(local):
     with pytest.raises(UsageError, match="nobody named"):
-        list(repository_artifacts(str(local), "run", ()))
+        list(repository_artifacts(str(local), "run", (), Stores({})))
 
 
 @pytest.mark.parametrize("path", ["a", "a/b.c", "ü/模", "a b", "#", "%2e%2e", "...", "a?b"])

@@ -9,7 +9,7 @@ A URI stands in a file that others wrote: it opens nothing outside the store tha
 """
 
 # paths stay text here: a Path for each of a million files would cost more than reading them
-# ruff: noqa: PTH110, PTH112, PTH117, PTH118, PTH120
+# ruff: noqa: PTH100, PTH110, PTH112, PTH117, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from mlmigrate.adapters.base import Settings
 from mlmigrate.adapters.mlflow.files import disk
 from mlmigrate.address import hide_secrets
-from mlmigrate.model import Artifact, Loss
+from mlmigrate.model import Artifact, Loss, Spot
 
 FOLDER = "artifacts"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least: "C:" is a disk
@@ -115,4 +115,5 @@ def artifacts(folder: str, owner: str, experiment: str, losses: list[Loss]) -> I
     tree = disk.walk(folder, stats=True, skip_noise=False)
     losses += [Loss(owner, f"artifact {disk.shown(path)}", because, experiment) for path, because in tree.odd]
     for file in tree.files:
-        yield Artifact(owner, file.path, partial(disk.open_file, file.place), file.size)
+        spot = Spot("file", os.path.abspath(file.place), f"{file.changed}-{file.size}")
+        yield Artifact(owner, file.path, partial(disk.open_file, file.place), file.size, spot=spot)

@@ -4,7 +4,7 @@ A run's artifact URI is chosen by the server, so it never leads to a local file 
 nobody named:
 
     mlflow-artifacts:/...        asked from the server itself, through its proxy
-    s3:, gs:, ... (known hosts)  through MLflow's own repositories, when MLflow is installed
+    s3:, gs:, az:                from the store itself
     what --allow-artifacts says  likewise
     all else                     asked from the server, run by run or model by model: it reads its own disk for us;
                                  of a trace it gives one file, its spans
@@ -229,7 +229,7 @@ class Shelf:
         folder = proxied(uri, self.client.login.base)
         if folder is None and (direct(uri) or allowed(uri, self.allow)):
             try:
-                return list(repository_artifacts(uri, run, self.allow))
+                return list(repository_artifacts(uri, run, self.allow, self.client.stores))
             except MigrateError:  # MLflow or the credentials are missing here: the server has them
                 pass
         root = Root(run, folder)

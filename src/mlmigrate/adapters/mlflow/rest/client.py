@@ -26,6 +26,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, SSLError
 from urllib3.response import BaseHTTPResponse
 
 from mlmigrate.adapters.base import Again
+from mlmigrate.adapters.mlflow.direct import Stores
 from mlmigrate.adapters.mlflow.rest.auth import Login
 from mlmigrate.adapters.mlflow.rest.managed import (
     Cuts,
@@ -224,6 +225,7 @@ class Client:
     def __init__(self, login: Login, again: Again, timeout: float = 120.0, connections: int = 32) -> None:
         self.login = login
         self.again = again
+        self.stores = Stores({})  # the object stores that this side reaches: who opens the server tells which
         parts = urlsplit(login.base)
         self.origin = f"{parts.scheme}://{parts.netloc}"
         self._prefix = parts.path
@@ -248,6 +250,7 @@ class Client:
 
     def close(self) -> None:
         self._http.clear()
+        self.stores.close()
 
     def get(self, path: str, kind: type[T], params: Params | None = None) -> T:
         """Asks, again while the server is away."""

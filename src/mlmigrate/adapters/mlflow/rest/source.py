@@ -18,6 +18,7 @@ import msgspec
 import pyarrow as pa
 
 from mlmigrate.adapters.base import Context, Packing
+from mlmigrate.adapters.mlflow.direct import Stores
 from mlmigrate.adapters.mlflow.rest.artifacts import Shelf
 from mlmigrate.adapters.mlflow.rest.auth import login
 from mlmigrate.adapters.mlflow.rest.client import Client, timeout_of
@@ -53,6 +54,7 @@ ALIVE = ("RUNNING", "SCHEDULED")
 def open_source(address: Address, context: Context) -> RestSource:
     """The server at `address`, for reading. Raises NotFound, Refused, Unavailable."""
     client = Client(login(address.place, context.env), context.again, timeout_of(context.env))
+    client.stores = Stores.of(context)
     try:
         return RestSource(client, probe(client), context.settings.allow_artifacts)
     except BaseException:
@@ -212,7 +214,8 @@ class RestReading:
         shelf, (things, _) = self._source.shelf(self._pool), self._source.things()
         runs = [(wire.id, wire.info.artifact_uri) for _, wire in self._pairs]
         roots = chain(runs, *(things.roots(ref, shelf.in_use) for ref in self._things))
-        yield from (artifact for artifact in shelf.of(roots) if not things.is_copy(artifact))
+        found = (artifact for artifact in shelf.of(roots) if not things.is_copy(artifact))
+        yield from shelf.client.stores.ahead(found)
         self.losses += shelf.losses
 
     def records(self) -> Iterator[Record]:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from mlmigrate.adapters.base import Context, Names, Packing, Settings
+from mlmigrate.adapters.mlflow.direct import Stores
 from mlmigrate.adapters.mlflow.rest.auth import login
 from mlmigrate.adapters.mlflow.rest.client import Client, timeout_of
 from mlmigrate.adapters.mlflow.rest.here import ServerNames, Version, load
@@ -40,6 +41,7 @@ from mlmigrate.model import ORIGIN_TAG, STAMP_TAG, Arrival, Experiment, Loss, Re
 def open_target(address: Address, context: Context) -> RestTarget:
     """The server at `address`, for writing; nothing is written yet. Raises NotFound, Refused, Unavailable."""
     client = Client(login(address.place, context.env), context.again, timeout_of(context.env))
+    client.stores = Stores.of(context)
     try:
         return RestTarget(client, probe(client), context.settings)
     except BaseException:

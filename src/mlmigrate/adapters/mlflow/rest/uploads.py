@@ -40,7 +40,7 @@ class Uploads:
         if folder is not None:
             return self._through_proxy(Root(run, folder), artifact)
         if direct(uri) or allowed(uri, self._allow):
-            return partial(repository_writer(uri, self._allow), artifact)
+            return partial(repository_writer(uri, self._allow, self._client.stores), artifact)
         return self._by_run(run, uri, artifact)
 
     def _through_proxy(self, root: Root, artifact: Artifact) -> Callable[[], None] | None:

@@ -133,10 +133,20 @@ class Finder:
             return None
         return self._rare(kept) if kept.rare else next((one for one in self._candidates(kept) if one.is_dir()), None)
 
+    def home(self, kept: Kept) -> Path | None:
+        """As `folder`; of what has no files yet the folder that MLflow would make for them in a place that is here."""
+        found = self.folder(kept)
+        if found is not None or not kept.uri or _scheme(kept.uri) not in ("", "file", PROXIED):
+            return found
+        length = len(kept.tail)
+        made = [one for one in self._candidates(kept) if len(one.parents) > length]
+        here = (one for above in (length - 1, length) for one in made if one.parents[above].is_dir())
+        return next(here, None)
+
     def named(self, uri: str) -> Path | None:
-        """The folder that a URI itself names on this machine, believed or not; None for one of another kind."""
+        """The path that a URI itself names on this machine, believed or not; None for one of another kind."""
         local = _local(uri, self.beside)
-        return local if local is not None and ".." not in local.parts and local.is_dir() else None
+        return local if local is not None and ".." not in local.parts else None
 
     def allowed(self, folder: Path) -> bool:
         """Whether a person allowed a store to name this folder."""
