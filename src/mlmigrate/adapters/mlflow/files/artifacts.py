@@ -1,7 +1,7 @@
 """Where the artifact bytes of a run, a model or a trace lie, whatever its URI says.
 
     <run>/artifacts                             beside the run: always first, for stores are moved
-    the URI itself                              when it names a local folder inside an allowed place
+    the URI itself                              when it names a local folder inside an allowed place, or an object store
     <each folder of artifacts_at>/<the same>    where a person says that they are
     <store's folder>/../mlartifacts/<the same>  where `mlflow server` puts them
 
@@ -20,7 +20,9 @@ from functools import partial
 from urllib.parse import unquote, urlsplit
 
 from mlmigrate.adapters.base import Settings
+from mlmigrate.adapters.mlflow.direct import Stores, reachable
 from mlmigrate.adapters.mlflow.files import disk
+from mlmigrate.adapters.mlflow.repositories import allowed, direct
 from mlmigrate.address import hide_secrets
 from mlmigrate.model import Artifact, Loss, Spot
 
@@ -44,7 +46,8 @@ def local_path(uri: str) -> str | None:
 class Whereabouts:
     """Finds artifact folders for one store."""
 
-    def __init__(self, root: str, settings: Settings) -> None:
+    def __init__(self, root: str, settings: Settings, stores: Stores | None = None) -> None:
+        self.stores = stores or Stores({})
         beside = os.path.join(os.path.dirname(root), "mlartifacts")
         self.settings = settings
         self._places = tuple(place for place in (*settings.artifacts_at, beside) if os.path.isdir(place))
@@ -78,8 +81,19 @@ class Whereabouts:
         real = os.path.realpath(path)
         return any(inside(real, place) for place in self._allowed_in)
 
+    def far(self, uri: str) -> bool:
+        """Whether a URI names a place in an object store that may be read."""
+        return reachable(uri) and (direct(uri) or allowed(uri, self.settings.allow_artifacts))
+
+    def named(self, uri: str) -> str:
+        """The folder that a URI itself names, when it is one of this machine in an allowed place; "" otherwise."""
+        path = local_path(uri)
+        return path if path and os.path.isdir(path) and self._allowed(uri, path) else ""
+
     def absence(self, uri: str, logged_model: bool) -> str:
-        """Why nothing was found, when something may have been there; "" when nothing tells of any."""
+        """Why nothing was found here, when something may have been; "" when nothing tells of any, or it lies far."""
+        if self.far(uri):
+            return ""
         path = local_path(uri)
         shown = disk.shown(hide_secrets(uri)) or "no URI"
         if path is None:
@@ -89,7 +103,9 @@ class Whereabouts:
         return f"a model was logged, and its files are not here ({shown})" if logged_model else ""
 
     def missing(self, beside: str, uri: str) -> str:
-        """Why the files of a model or a trace were not found; "" when it never had any."""
+        """Why the files of a model or a trace were not found here; "" when it never had any, or they lie far."""
+        if self.far(uri):
+            return ""
         path = local_path(uri)
         if path and os.path.realpath(path) == os.path.realpath(os.path.join(beside, FOLDER)):
             return ""  # the store lies where it was written, and nothing was

@@ -68,6 +68,8 @@ class LoggedModels:
                 yield from artifacts(place, OWNER + escaped(entry.name), self.told.experiment, self.told.losses)
             elif place:
                 self.told.lose(f"logged model {disk.shown(entry.name)}, artifacts", "left behind with it")
+            elif self.whereabouts.far(uri) and meta.word(said.get("name")):
+                yield from self.whereabouts.stores.artifacts(uri, OWNER + escaped(entry.name))
             elif because := self.whereabouts.missing(entry.path, uri):
                 self.told.lose(f"logged model {disk.shown(entry.name)}, artifacts", because)
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from mlmigrate.adapters.base import Context, Packing, Reading, Settings, Source
+from mlmigrate.adapters.mlflow.direct import Far, Stores
 from mlmigrate.adapters.mlflow.files import disk, homes, meta, points, records, runs
 from mlmigrate.adapters.mlflow.files.artifacts import Whereabouts, artifacts, local_path
 from mlmigrate.adapters.mlflow.files.homes import Home
@@ -30,12 +31,17 @@ def open_source(address: Address, context: Context) -> Source:
 
     Raises NotFound when there is no such folder, or no store in it.
     """
+    return Files(root_of(address), context.settings)
+
+
+def root_of(address: Address) -> str:
+    """The folder of the store that the address names. Raises NotFound as `open_source` does."""
     place = folder_of(address.place)
     if not os.path.isdir(place):
         raise _no_folder(place, address)
     for folder, loosely in ((place, False), (_mlruns(place), False), (place, True), (_mlruns(place), True)):
         if homes.is_store(folder, loosely=loosely):
-            return Files(os.path.abspath(folder), context.settings)
+            return os.path.abspath(folder)
     raise _no_store(place, address)
 
 
@@ -87,10 +93,10 @@ def is_sqlite(path: str) -> bool:
 class Files:
     """A folder that MLflow wrote, read without MLflow and never written."""
 
-    def __init__(self, root: str, settings: Settings) -> None:
+    def __init__(self, root: str, settings: Settings, stores: Stores | None = None) -> None:
         self.root = root
         self.packing = Packing()
-        self._whereabouts = Whereabouts(root, settings)
+        self._whereabouts = Whereabouts(root, settings, stores)
         self._links = Links(root)
         self._oddities: dict[str, list[Loss]] = {}
         self._notes: dict[Loss, None] = {}
@@ -133,7 +139,8 @@ class Files:
         self._notes.update(dict.fromkeys(reading.notes))
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Lets the threads go that read from object stores; nothing else is held open."""
+        self._whereabouts.stores.close()
 
 
 class _Listing:
@@ -256,7 +263,7 @@ class FileReading:
     """Some runs and things of a file store, opened. `notes` tells what is odd about their points and no loss."""
 
     def __init__(self, root: str, whereabouts: Whereabouts, links: Links, refs: Sequence[RunRef]) -> None:
-        self._root, self._links = root, links
+        self._root, self._whereabouts, self._links = root, whereabouts, links
         self.distinct = True
         self.losses: list[Loss] = []
         self.notes: list[Loss] = []
@@ -280,11 +287,17 @@ class FileReading:
 
     def artifacts(self) -> Iterator[Artifact]:
         """The files of the runs, then those of models and traces."""
+        return self._whereabouts.stores.in_turn(self._places())
+
+    def _places(self) -> Iterator[Iterator[Artifact] | Far]:
         for opened in self._opened:
+            run = opened.run
             if opened.artifacts:
-                yield from artifacts(opened.artifacts, opened.run.id, opened.run.experiment, self.losses)
+                yield artifacts(opened.artifacts, run.id, run.experiment, self.losses)
+            elif self._whereabouts.far(run.artifact_uri):
+                yield Far(run.artifact_uri, run.id)
         for thing in self._things:
-            yield from thing.artifacts()
+            yield thing.artifacts()
 
     def records(self) -> Iterator[Record]:
         """Models, traces and whatever else belongs to no run."""

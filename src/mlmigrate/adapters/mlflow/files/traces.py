@@ -65,10 +65,13 @@ class Traces:
         for entry in disk.folders(self.folder):
             uri = _location(entry.path)
             place = self.whereabouts.folder(entry.path, (self.told.experiment, "traces", entry.name), uri)
-            if place and _time(meta.load(os.path.join(entry.path, INFO)).meta) is not None:
+            timed = _time(meta.load(os.path.join(entry.path, INFO)).meta) is not None
+            if place and timed:
                 yield from artifacts(place, OWNER + escaped(entry.name), self.told.experiment, self.told.losses)
             elif place:
                 self.told.lose(f"trace {disk.shown(entry.name)}, artifacts", "left behind with it")
+            elif timed and self.whereabouts.far(uri):
+                yield from self.whereabouts.stores.artifacts(uri, OWNER + escaped(entry.name))
             elif because := self.whereabouts.missing(entry.path, uri):
                 self.told.lose(f"trace {disk.shown(entry.name)}, artifacts", because)
 
@@ -127,6 +130,12 @@ def _time(said: meta.Meta) -> int | None:
     """When the trace began, in ms since the epoch; None when nobody can tell."""
     given = said.get("timestamp_ms")
     return moment(said.get("request_time") if given is None else given)
+
+
+def ended(said: meta.Meta) -> int | None:
+    """When it was over, in ms since the epoch; when it began, as long as it is not."""
+    began = _time(said)
+    return None if began is None else began + (_duration(said) or 0)
 
 
 def _duration(said: meta.Meta) -> int | None:

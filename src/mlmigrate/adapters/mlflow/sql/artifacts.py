@@ -8,14 +8,13 @@ allowed: a database from elsewhere names no file of this machine.
 from __future__ import annotations
 
 import re
-from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from mlmigrate.adapters.mlflow.direct import LISTS, Stores, reachable
+from mlmigrate.adapters.mlflow.direct import Far, Stores, reachable
 from mlmigrate.adapters.mlflow.local_artifacts import walk
 from mlmigrate.adapters.mlflow.repositories import permit, repository_artifacts
 from mlmigrate.address import hide_secrets
@@ -23,7 +22,6 @@ from mlmigrate.model import Artifact, Loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from concurrent.futures import Future
 
     from mlmigrate.adapters.base import Settings
     from mlmigrate.model import Run
@@ -97,25 +95,18 @@ class Finder:
 
         Places in object stores are listed, and small files there fetched, some way ahead.
         """
-        wanted = (kept for kept in several if self.wanted and kept.uri)
-        return self.stores.ahead(self._in_turn(wanted, losses))
+        return self.stores.in_turn(self._where(kept, losses) for kept in several if self.wanted and kept.uri)
 
-    def _in_turn(self, several: Iterator[Kept], losses: list[Loss]) -> Iterator[Artifact]:
-        under_way: deque[tuple[Kept, Future[Iterator[Artifact]] | None]] = deque()
-        while True:
-            while len(under_way) < LISTS and (kept := next(several, None)) is not None:
-                under_way.append((kept, self._listing(kept)))
-            if not under_way:
-                return
-            kept, listing = under_way.popleft()
-            yield from self._of(kept, losses) if listing is None else _listed(kept, listing, losses)
-
-    def _listing(self, kept: Kept) -> Future[Iterator[Artifact]] | None:
-        """The listing of a place in an object store, begun."""
+    def _where(self, kept: Kept, losses: list[Loss]) -> Iterator[Artifact] | Far:
         if not reachable(kept.uri) or (kept.rare and not kept.expected):
-            return None
+            return self._of(kept, losses)
         permit(kept.uri, self.settings.allow_artifacts)
-        return self.stores.listing(kept.uri, kept.owner)
+
+        def empty() -> None:
+            if kept.expected:
+                losses.append(kept.lost(f"nothing lies at {hide_secrets(kept.uri)}"))
+
+        return Far(kept.uri, kept.owner, empty)
 
     def _of(self, kept: Kept, losses: list[Loss]) -> Iterator[Artifact]:
         if _scheme(kept.uri) not in ("", "file", PROXIED):
@@ -195,15 +186,6 @@ class Finder:
             return any(root.is_dir() for root in roots)
         local = _local(kept.uri, self.beside)
         return local is not None and kept.is_folder(local) and local.parents[len(kept.tail) - 1].is_dir()
-
-
-def _listed(kept: Kept, listing: Future[Iterator[Artifact]], losses: list[Loss]) -> Iterator[Artifact]:
-    found = False
-    for artifact in listing.result():
-        found = True
-        yield artifact
-    if kept.expected and not found:
-        losses.append(kept.lost(f"nothing lies at {hide_secrets(kept.uri)}"))
 
 
 def _scheme(uri: str) -> str:
