@@ -30,6 +30,7 @@ ROOMS = {
     "fit": 2,
     "compare": 2,
     "pack": 2,
+    "passing": 2,
     "survey": 2,
     "transfer": 3,
     "plan": 3,

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from mlmigrate.errors import UsageError
 
 OBJECT_STORES = ("s3", "gs", "az")
+STORE_SCHEMES = (*OBJECT_STORES, "s3a", "abfss", "wasbs")
+_SERVER = re.compile(r"(?i)https?://|databricks\b|uc:")
 _KIND = re.compile(r"^([A-Za-z][A-Za-z0-9_+-]+):(.*)$", re.DOTALL)
 _USERINFO = re.compile(r"(?<=://)(?!/)\S*@")  # greedy: a password may hold "@" and "/"
 _SECRET_QUERY = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|key|secret|sslpassword|access_key)=)[^&\s]*")
@@ -42,6 +44,14 @@ class Address:
     def shown(self) -> str:
         """The address with secrets hidden: for messages, ledgers and reports."""
         return hide_secrets(self.text)
+
+    @property
+    def far(self) -> bool:
+        """Whether its bytes go over a network: a server, or an object store. A merge is, if one of its places is."""
+        if self.many:
+            return any(one.far for one in self.many)
+        server = self.kind == "mlflow" and _SERVER.match(self.place) is not None
+        return server or (self.kind == "archive" and in_store(self.place))
 
     def __str__(self) -> str:
         return self.shown
@@ -73,6 +83,11 @@ def parse(text: str) -> Address:
 def merge(addresses: tuple[Address, ...]) -> Address:
     """One address for several places of one estate; a single one stays itself."""
     return addresses[0] if len(addresses) == 1 else Address("merged", "", addresses)
+
+
+def in_store(place: str) -> bool:
+    """Whether this is a place in an object store."""
+    return "://" in place and place.partition("://")[0].lower() in STORE_SCHEMES
 
 
 def hide_secrets(text: str) -> str:

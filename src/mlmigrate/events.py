@@ -36,11 +36,19 @@ class RunEvent:
 class Progress(Protocol):
     """Shows what happens. Called from the main thread only, but for `advance` and `waiting`, from any."""
 
-    def begin(self, what: str, runs: int, points: int, size: int) -> None:
-        """`runs` are to be done; `points` and `size` (bytes) are estimates, 0 for unknown."""
+    def begin(self, what: str, runs: int, points: int, size: int, artifacts: int = 0) -> None:
+        """A piece of work begins: `runs` are to be done (0 where it is not about runs).
+
+        `points`, `size` (bytes) and `artifacts` (files) are estimates, 0 for unknown; more may be done than that.
+        Work on files alone: begin("copy", runs=0, points=0, size=96_000_000_000, artifacts=1_942).
+        """
 
     def advance(self, points: int = 0, artifacts: int = 0, size: int = 0) -> None:
-        """So much more has been written (or compared)."""
+        """So much more has been written (or compared). Called often: a large file tells of its bytes as they pass.
+
+        Negative numbers take back what was told of work that is to be done again. storage.told.Passage tells of
+        the bytes of one file, each once, however often they are read.
+        """
 
     def run(self, event: RunEvent) -> None: ...
 
@@ -62,7 +70,7 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def begin(self, what: str, runs: int, points: int, size: int) -> None: ...
+    def begin(self, what: str, runs: int, points: int, size: int, artifacts: int = 0) -> None: ...
 
     def advance(self, points: int = 0, artifacts: int = 0, size: int = 0) -> None: ...
 

@@ -172,6 +172,8 @@ class Artifact:
 
     `path` is relative, with "/" between its parts. `size` in bytes and `sha256` (hex) where known.
     `open` gives the bytes from the start each time it is called; `spot` is where they lie, when that is known.
+    Who takes them from the spot itself calls `told(at, length)` for bytes that have passed, so that a bar moves;
+    what is read from `open` is told already, and nothing counts twice.
     """
 
     owner: str
@@ -180,6 +182,7 @@ class Artifact:
     size: int | None = None
     sha256: str | None = None
     spot: Spot | None = field(default=None, compare=False)
+    told: Callable[[int, int], object] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,15 @@ import pyarrow.compute as pc
 
 from mlmigrate import fingerprint
 from mlmigrate.adapters.base import Limits, Packing, Reading
+from mlmigrate.errors import MigrateError, Unavailable
 from mlmigrate.fit import fit_points, fit_record, fit_run
 from mlmigrate.mapping import Mapping as Rules
 from mlmigrate.model import POINTS, UNKNOWN_STAMP, Artifact, Loss, Record, Run, RunRef
 from mlmigrate.selection import Selection
 
 OWNERS = {"@model": "mlflow.logged_model", "@trace": "mlflow.trace"}  # of files -> the kind of their owner
+SPANS = ("@trace/", "traces.json")  # the file that is a trace's spans: no artifact that a glob is about
+CHUNK = 1 << 20
 COUNTED = ("values of ", "rows of ")  # how a loss of many begins, after their number
 
 
@@ -85,11 +88,23 @@ class Recipe:
         return " ".join(part for part in (self.selection.recipe, self.mapping.recipe) if part)
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How many files were left behind, and their bytes."""
+
+    artifacts: int = 0
+    size: int = 0
+
+    def __add__(self, other: Left) -> Left:
+        return Left(self.artifacts + other.artifacts, self.size + other.size)
+
+
 class Contents:
     """What the runs of a reading are once mapped and fitted; each stream can be taken once, records before artifacts.
 
     Runs bear the stamps of `refs`, those that the target shall keep.  `points_seen`, `artifacts_seen`,
-    `bytes_seen` and `records_seen` (by kind) count what passed; `losses` is complete once the streams are drained.
+    `bytes_seen` and `records_seen` (by kind) count what passed, `left` the files (and their bytes) that a person
+    wanted left behind; `losses` is complete once the streams are drained.
     """
 
     def __init__(self, reading: Reading, recipe: Recipe, refs: Sequence[RunRef] = ()) -> None:
@@ -102,6 +117,7 @@ class Contents:
         self._points = fit_points(recipe.limits, {run.id: run.start for run in self.runs})
         self._keys: dict[str, set[str]] = {}
         self.points_seen = self.artifacts_seen = self.bytes_seen = 0
+        self.left = Left()
         self.merged: dict[str, int] = {}
         self.records_seen: Counter[str] = Counter()
         self._refused: set[tuple[str, str]] = set()  # (kind, id) of records that the target has no place for
@@ -194,16 +210,22 @@ class Contents:
         yield from map(self._counted, self._overflow)
 
     def _fits(self, artifact: Artifact) -> bool:
-        most = self._recipe.selection.max_artifact_size
-        if most is not None and artifact.size is not None and artifact.size > most:
-            self._losses.append(
-                Loss(artifact.owner, f"artifact {artifact.path!r}", f"left behind: larger than {most} bytes")
-            )
-            return False
-        if not self._has_owner(artifact.owner):
-            self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", "the target has no place for it"))
-            return False
-        return True
+        if because := self._unwanted(artifact):
+            self.left += Left(1, artifact.size or 0)
+        elif not self._has_owner(artifact.owner):
+            because = "the target has no place for it"
+        if because:
+            self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", because))
+        return not because
+
+    def _unwanted(self, artifact: Artifact) -> str:
+        """Why a person does not want this file; "" when it is wanted."""
+        selection = self._recipe.selection
+        spans = artifact.owner.startswith(SPANS[0]) and artifact.path == SPANS[1]
+        if not spans and (because := selection.refuses_path(artifact.path)):
+            return because
+        most = selection.max_artifact_size
+        return f"left behind: larger than {most} bytes" if most is not None and _larger(artifact, most) else ""
 
     def _has_owner(self, owner: str) -> bool:
         """Whether the target has what the file belongs to."""
@@ -231,6 +253,22 @@ class Contents:
             else:
                 self.records_seen[record.kind] += 1
                 yield fitted.record
+
+
+def _larger(artifact: Artifact, most: int) -> bool:
+    """Whether a file has more bytes; one whose size its place does not tell is read until that is known."""
+    if artifact.size is not None:
+        return artifact.size > most
+    size = 0
+    try:
+        with artifact.open() as stream:
+            while size <= most and (chunk := stream.read(min(CHUNK, most + 1 - size))):
+                size += len(chunk)
+    except Unavailable:
+        raise
+    except MigrateError:  # whoever is to write it will say what stands in the way
+        return False
+    return size > most
 
 
 def _run_by_run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -10,14 +10,16 @@ from uuid import uuid4
 
 from mlmigrate.adapters import registry
 from mlmigrate.adapters.base import Context, Settings, Source, Target
-from mlmigrate.address import Address
+from mlmigrate.address import Address, in_store
 from mlmigrate.events import Progress, Silent
 from mlmigrate.fit import fit_experiment
 from mlmigrate.mapping import Mapping as Rules
 from mlmigrate.model import UNKNOWN_STAMP, Arrival, Experiment, Loss, Record, RunRef
 from mlmigrate.pack import Contents, Recipe, full_stamp
+from mlmigrate.passing import Passing
 from mlmigrate.selection import Selection
 from mlmigrate.steps import Steps
+from mlmigrate.storage.throttle import UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Places:
     recipe: Recipe
     steps: Steps
     progress: Progress
+    job: Job
+
+    def passing(self) -> Passing:
+        """What tells of a pack on its way, and holds it to the limits."""
+        return passing(self.job, self.progress, self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,13 @@ def _opened(job: Job, progress: Progress, stop: threading.Event) -> Places:
     steps = Steps(job.tries, progress.waiting, stop)
     source = registry.open_source(job.source, Context("source", steps, job.source_settings))
     target = registry.open_target(job.target, Context("target", steps, job.target_settings))
-    return Places(source, target, Recipe(job.selection, job.mapping, target.limits), steps, progress)
+    return Places(source, target, Recipe(job.selection, job.mapping, target.limits), steps, progress, job)
+
+
+def passing(job: Job, progress: Progress, steps: Steps) -> Passing:
+    """What tells of a pack of this job. Bytes that go over a network are held to the limits there, not here."""
+    far = job.source.far or job.target.far or in_store(job.target_settings.artifacts_to)
+    return Passing(progress, UNLIMITED if far else Context("source", steps, job.source_settings).throttle)
 
 
 def survey(places: Places) -> Survey:

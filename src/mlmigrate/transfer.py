@@ -58,17 +58,17 @@ def transfer_pack(job: Job, pack: Pack) -> Receipt:
 
 def _carry(places: Places, pack: Pack) -> Receipt:
     with places.source.read(pack.refs) as reading:
-        contents = Contents(reading, places.recipe, pack.refs)
-        with places.target.pack(pack.id, pack.refs, contents.distinct) as place:
+        contents, passing = Contents(reading, places.recipe, pack.refs), places.passing()
+        with places.target.pack(pack.id, pack.refs, contents.distinct) as place, passing.going():
             place.begin(contents.runs)
             for batch in _checked(places, contents.points()):
                 place.points(batch)
-                places.progress.advance(points=len(batch))
+                passing.points(len(batch))
             for record in _checked(places, contents.records()):
                 place.keep(record)
             for artifact in _checked(places, contents.artifacts()):
-                place.put(artifact)
-                places.progress.advance(artifacts=1, size=artifact.size or 0)
+                place.put(passing.artifact(artifact))
+                passing.put()
             ids = place.commit(contents.losses)
             losses = (*contents.losses, *getattr(place, "losses", ()))
     seen = contents.points_seen, contents.artifacts_seen, contents.bytes_seen

@@ -27,8 +27,9 @@ from mlmigrate.fit import text_of
 from mlmigrate.mapping import Mapping as Rules
 from mlmigrate.model import OURS, Arrival, Artifact, Experiment, Finding, Loss, Record, Run, RunRef
 from mlmigrate.pack import Contents, Pack, Recipe, packs
+from mlmigrate.passing import Passing
 from mlmigrate.steps import Steps
-from mlmigrate.survey import Job, wanted_experiments, wanted_refs
+from mlmigrate.survey import Job, passing, wanted_experiments, wanted_refs
 
 CHUNK = 1 << 20
 Weight = tuple[int | None, str | None]  # a file's size in bytes and its sha256, where known
@@ -110,6 +111,16 @@ class _Both:
     progress: Progress
     arrived: Mapping[str, Arrival]
     files_stay: bool
+    job: Job
+
+    def passing(self) -> Passing:
+        """What tells of things that are read to be compared, and holds that to the limits."""
+        return passing(self.job, self.progress, self.steps)
+
+    @property
+    def plain(self) -> Recipe:
+        """How the target is read: as it is, for what was left behind should not be there."""
+        return Recipe(replace(self.recipe.selection, max_artifact_size=None, include=(), exclude=()), Rules(), Limits())
 
 
 @contextmanager
@@ -128,7 +139,7 @@ def _opened(job: Job, progress: Progress) -> Iterator[_Both]:
         arrived = {} if target is None else steps.do("what has arrived", target.arrived)
         files_stay = job.target_settings.artifacts_to == "keep"
         recipe = Recipe(job.selection, job.mapping, limits)
-        yield _Both(source, there, target, recipe, steps, progress, arrived, files_stay)
+        yield _Both(source, there, target, recipe, steps, progress, arrived, files_stay, job)
 
 
 def _as_target(job: Job, context: Context) -> Target | None:
@@ -253,8 +264,6 @@ class _Comparison:
         wanted = {one.name for one in self.experiments.values()}
         there = [ref for ref in there if not ref.experiment or self._there_name(ref.experiment) in wanted]
         expected = Expected()
-        plain = Recipe(self.both.recipe.selection, Rules(), Limits())
-
         def mean(record: Record) -> None:
             self.records[record.kind] += 1
             expected.add(record)
@@ -266,7 +275,7 @@ class _Comparison:
         files = self._files_of(here, self.both.source, self.both.recipe, self.names, mean)
         self.artifacts += len(files)
         self.size += sum(size or 0 for size, _ in files.values())
-        found = self._files_of(there, self.both.there, plain, SameNames(), met)
+        found = self._files_of(there, self.both.there, self.both.plain, SameNames(), met)
         for kind, id_, owner in expected.left():
             self._record(kind, id_, self._name(owner), "not there")
         for at, weight in files.items():
@@ -282,13 +291,15 @@ class _Comparison:
         """Gives each record to `take`; the weights of the files that belong to records, by owner and path."""
         files: dict[tuple[str, str], Weight] = {}
         for ref in refs:
-            with source.read([ref]) as reading:
+            passing = self.both.passing()
+            with source.read([ref]) as reading, passing.going():
                 contents = Contents(reading, recipe)
                 for record in contents.records():
                     self.both.steps.check()
                     take(names.record(record))
                 for artifact in map(names.artifact, contents.artifacts()):
-                    files[artifact.owner, artifact.path] = self._weight(artifact)
+                    files[artifact.owner, artifact.path] = self._weight(passing.artifact(artifact))
+                    passing.put()
                 self.losses += contents.losses
         return files
 
@@ -309,24 +320,24 @@ class _Comparison:
             return error
 
     def _sides(self, pack: Pack, targets: Mapping[str, RunRef]) -> tuple[_Sides, _Sides]:
-        with self.both.source.read(pack.refs) as reading:
-            here = self._drained(reading, self.both.recipe, self.names)
-        plain = Recipe(replace(self.both.recipe.selection, max_artifact_size=None), Rules(), Limits())
-        with self.both.there.read([targets[ref.origin] for ref in pack.refs]) as reading:
-            there = self._drained(reading, plain, SameNames())
+        with (passing := self.both.passing()).going():
+            with self.both.source.read(pack.refs) as reading:
+                here = self._drained(reading, self.both.recipe, self.names, passing)
+            with self.both.there.read([targets[ref.origin] for ref in pack.refs]) as reading:
+                there = self._drained(reading, self.both.plain, SameNames(), passing)
         return here, there
 
-    def _drained(self, reading: Reading, recipe: Recipe, names: Names) -> _Sides:
+    def _drained(self, reading: Reading, recipe: Recipe, names: Names, passing: Passing) -> _Sides:
         contents = Contents(reading, recipe)
         sides = _Sides({run.id: names.run(run) for run in contents.runs})
         for batch in () if self.quick else contents.points():
             self.both.steps.check()
             sides.sums.add(batch)
-            self.both.progress.advance(points=len(batch))
+            passing.points(len(batch))
         for artifact in contents.artifacts():
             self.both.steps.check()
-            self._weigh(names.artifact(artifact), sides)
-            self.both.progress.advance(artifacts=1, size=artifact.size or 0)
+            self._weigh(names.artifact(passing.artifact(artifact)), sides)
+            passing.put()
         sides.points, sides.size, sides.losses = contents.points_seen, contents.bytes_seen, contents.losses
         return sides
 

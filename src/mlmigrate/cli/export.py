@@ -21,6 +21,7 @@ from mlmigrate.cli.options import Chosen
 @options.takes(
     options.WHICH_RUNS,
     options.WHICH_PARTS,
+    options.LIMITS,
     options.MAPPING,
     options.PLACES,
     options.RUNNING,

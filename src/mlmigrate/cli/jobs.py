@@ -36,6 +36,9 @@ def job_of(places: Sequence[str], chosen: Chosen) -> Job:
         artifacts_at=chosen.artifacts_at,
         allow_artifacts=chosen.allow_artifacts,
         on_conflict=chosen.on_conflict,
+        bwlimit=chosen.bwlimit,
+        tpslimit=chosen.tpslimit,
+        part_size=chosen.part_size,
     )
     return Job(
         source,
@@ -99,6 +102,8 @@ def selection_of(chosen: Chosen) -> Selection:
         parts=parts,
         deleted=chosen.deleted,
         max_artifact_size=chosen.max_artifact_size,
+        include=chosen.include,
+        exclude=chosen.exclude,
     )
 
 

@@ -49,6 +49,11 @@ class Chosen:
     skip: tuple[str, ...] = ()
     deleted: bool = True
     max_artifact_size: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    bwlimit: int = 0
+    tpslimit: float = 0.0
+    part_size: int = 0
     mapping: tuple[Path, ...] = ()
     scan: tuple[Path, ...] = ()
     artifacts_to: str = ""
@@ -103,9 +108,12 @@ class When(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A number of bytes, with a unit."""
+    """A number of bytes, with a unit, and `least` of them."""
 
     name = "size"
+
+    def __init__(self, least: int = 0) -> None:
+        self.least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         if isinstance(value, int):
@@ -113,7 +121,20 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         size = number_of_bytes(value)
         if size is None:
             self.fail(f"{value!r} is no size; write it as 500M or 2G", param, ctx)
+        if size < self.least:
+            self.fail(f"{value!r} is less than {self.least >> 20}M", param, ctx)
         return size
+
+
+class Glob(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A glob over the path of an artifact."""
+
+    name = "glob"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if not value or value.startswith("/"):
+            self.fail(f"{value!r} names no artifact: a path in a run is like model/weights.pt", param, ctx)
+        return value
 
 
 def milliseconds(text: str) -> int:
@@ -160,6 +181,13 @@ WHICH_PARTS = (
     option("--only", type=Names(tuple(PARTS)), default=(), metavar="PART,...", help=f"Carry these alone: {_only}."),
     option("--skip", type=Names(tuple(PARTS)), default=(), metavar="PART,...", help="Leave these behind."),
     option("--max-artifact-size", type=Size(), metavar="SIZE", help="Leave larger artifacts behind: 500M, 2G."),
+    option("--include", many=True, type=Glob(), metavar="GLOB", help="Artifacts by path, these alone: 'model/**'."),
+    option("--exclude", many=True, type=Glob(), metavar="GLOB", help="Leave these behind: '**/*.ckpt'."),
+)
+LIMITS = (
+    option("--bwlimit", type=Size(), metavar="SIZE", help="So many bytes a second at most: 10M."),
+    option("--tpslimit", type=click.FloatRange(min=0), metavar="N", help="So many requests a second at most."),
+    option("--part-size", type=Size(5 << 20), metavar="SIZE", help="Parts of large uploads (5M at least)."),
 )
 MAPPING = (
     option(

@@ -33,6 +33,7 @@ SOME_LOST = 3
 @options.takes(
     options.WHICH_RUNS,
     options.WHICH_PARTS,
+    options.LIMITS,
     options.MAPPING,
     options.PLACES,
     options.CONFLICTS,

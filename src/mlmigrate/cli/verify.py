@@ -38,6 +38,7 @@ DIFFERENT = 4
 @options.takes(
     options.WHICH_RUNS,
     options.WHICH_PARTS,
+    options.LIMITS,
     options.MAPPING,
     options.PLACES,
     options.WORKERS,

@@ -1,13 +1,23 @@
-"""How fast we may go: bytes and requests a second, for the whole process."""
+"""How fast we may go: bytes and requests a second, for the whole process.
+
+Who asks, so that no byte is paid for twice on its way:
+
+    over a network      what sends or takes the bytes there: storage/s3.py, storage/clouds.py, the client of a server.
+                        From one network to another a byte is paid for twice, for it goes over a wire twice.
+    from disk to disk   who reads the artifact for a copy (passing.Passing); nobody else does
+    inside a store      nobody: no byte passes here (the request is counted)
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-BURST = 1.0  # seconds' worth that may go at once
+BURST = 0.1  # seconds' worth that may go at once after a rest
+NAP = 0.25  # seconds after which one who waits looks whether all is to stop
 
 
 @dataclass
@@ -18,34 +28,39 @@ class Bucket:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _free_at: float = 0.0
 
-    def take(self, amount: float) -> None:
-        """Returns once so much may go. More than the rate is allowed: it is paid for by waiting."""
+    def take(self, amount: float, check: Callable[[], object] | None = None) -> None:
+        """Returns once so much may go. More than the rate is allowed: those who come later wait for it.
+
+        `check` is called now and then while it waits, and may raise what ends the wait.
+        """
         if not self.rate or not amount:
             return
         with self._lock:
             now = time.monotonic()
-            start = max(self._free_at, now - BURST)
-            self._free_at = start + amount / self.rate
-            wait = start - now
-        if wait > 0:
-            time.sleep(wait)
+            turn = max(self._free_at, now - BURST)
+            self._free_at = turn + amount / self.rate
+        while (left := turn - time.monotonic()) > 0:
+            if check is not None:
+                check()
+            time.sleep(min(left, NAP))
 
 
 @dataclass
 class Throttle:
-    """What every request and every byte of payload asks first."""
+    """What every request and every byte of payload asks first. `check` may end a wait (Stopped)."""
 
     bytes: Bucket = field(default_factory=Bucket)
     requests: Bucket = field(default_factory=Bucket)
+    check: Callable[[], object] | None = None
 
     def request(self, size: int = 0) -> None:
         """Returns once one request with so many bytes of payload may be sent."""
-        self.requests.take(1)
-        self.bytes.take(size)
+        self.requests.take(1, self.check)
+        self.bytes.take(size, self.check)
 
     def payload(self, size: int) -> None:
         """Returns once so many bytes may go."""
-        self.bytes.take(size)
+        self.bytes.take(size, self.check)
 
 
 UNLIMITED = Throttle()
@@ -57,3 +72,8 @@ def throttle(bytes_a_second: int = 0, requests_a_second: float = 0.0) -> Throttl
     if not bytes_a_second and not requests_a_second:
         return UNLIMITED
     return Throttle(Bucket(bytes_a_second), Bucket(requests_a_second))
+
+
+def checked(given: Throttle, check: Callable[[], object] | None) -> Throttle:
+    """The same limits, whose waits `check` may end; the buckets are shared."""
+    return given if given is UNLIMITED or check is None else Throttle(given.bytes, given.requests, check)
