@@ -74,7 +74,7 @@ class FolderObjects:
         self._odd: dict[str, str] = {}
         self._plain: set[str] = set()  # folders below the root that were no links when we looked
         self._lock = threading.Lock()
-        self._ready: bool | None = None  # whether names that differ only in case are one file; None: not asked yet
+        self._one_case: bool | None = None  # whether names that differ only in case are one file; None: not asked yet
 
     @classmethod
     def of(cls, place: str, throttle: Throttle = UNLIMITED) -> FolderObjects:
@@ -322,7 +322,7 @@ class FolderObjects:
 
     def _check_case(self, key: str) -> None:
         """Raises Exists when the place has this name in other letters, which here is the same file."""
-        if not self._ready or not os.path.lexists(f"{self._base}/{key}"):
+        if not self._one_case or not os.path.lexists(f"{self._base}/{key}"):
             return
         folder, _, name = key.rpartition("/")
         names = os.listdir(f"{self._base}/{folder}")
@@ -334,17 +334,14 @@ class FolderObjects:
 
     def _begin(self) -> None:
         """Before the first write: the root is made, old rubbish swept, and the disk asked how it takes names."""
-        if self._ready is not None:
+        if self._one_case is not None:
             return
         with self._lock:
-            folder = f"{self._base}/{PARTS}"
-            os.makedirs(folder, exist_ok=True)
-            before = time.time() - _OLD
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.stat(follow_symlinks=False).st_mtime < before:
-                        os.unlink(entry.path)
-            self._ready = self._ready if self._ready is not None else _one_case(folder)
+            if self._one_case is None:
+                folder = f"{self._base}/{PARTS}"
+                os.makedirs(folder, exist_ok=True)
+                _sweep(folder, time.time() - _OLD)
+                self._one_case = _takes_one_case(folder)
 
     def _part_file(self) -> str:
         return f"{self._base}/{PARTS}/{secrets.token_hex(8)}"
@@ -377,7 +374,16 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _one_case(folder: str) -> bool:
+def _sweep(folder: str, before: float) -> None:
+    """Takes files away that nobody has written since."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another process has just finished it
+                if entry.stat(follow_symlinks=False).st_mtime < before:
+                    os.unlink(entry.path)
+
+
+def _takes_one_case(folder: str) -> bool:
     """Whether names that differ only in case are one file here."""
     name = f"{folder}/a{secrets.token_hex(8)}"
     os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
