@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_plain_line_comes_every_so_many_seconds(out, err):
 def test_how_long_it_will_take_follows_from_the_work_done():
     tally = progress.Tally(runs=100, points=0, size=1000, runs_done=10, size_done=250, started=0.0)
     assert tally.left(100.0) == pytest.approx(300.0)
-    assert tally.sentence(100.0) == "10/100 runs, 250 B of 1.0 kB, about 5 min left"
+    assert tally.sentence(100.0) == "10/100 runs, 250 B of 1.0 kB, 2 B/s, about 5 min left"
 
 
 def test_too_small_an_estimate_does_no_harm():
@@ -110,13 +111,72 @@ def test_bars_say_the_same_lines(out, err, monkeypatch):
     assert "runs" in screen.getvalue()
 
 
-def test_bars_bear_more_work_than_was_estimated(out, err, monkeypatch):
-    monkeypatch.setattr("sys.stderr", io.StringIO())
-    shown = progress.Bars(out.append, err.append)
-    shown.begin("copy", 1, 10, 0)
-    shown.advance(points=100)
-    assert shown._work.total == 100
+def drawn(shown, monkeypatch, *advances, **begun):
+    """What stands on the screen after each of these steps."""
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    shown.begin(**{"what": "copy", "runs": 0, "points": 0, "size": 0, **begun})
+    for advance in advances:
+        shown.advance(**advance)
+    screen.truncate(0)
+    shown.draw()
     shown.end()
+    return re.sub(r"\x1b\[A|\n", "", screen.getvalue()).split("\r")
+
+
+def test_bars_bear_more_work_than_was_estimated(out, err, monkeypatch):
+    lines = drawn(progress.Bars(out.append, err.append), monkeypatch, {"points": 100}, runs=1, points=10)
+    assert any(re.match(r"points +100% .*100/100", line) for line in lines)
+
+
+def test_bars_tell_bytes_and_files(out, err, monkeypatch):
+    shown = progress.Bars(out.append, err.append)
+    lines = drawn(shown, monkeypatch, {"size": 250_000, "artifacts": 3}, size=1_000_000, artifacts=12)
+    assert any(re.match(r"bytes +25% .*250k/1\.00M", line) for line in lines)
+    assert any(re.match(r"files +25% .*3/12", line) for line in lines)
+    assert not any(line.startswith(("runs", "points")) for line in lines)
+
+
+def test_bars_count_what_nobody_estimated(out, err, monkeypatch):
+    lines = drawn(progress.Bars(out.append, err.append), monkeypatch, {"size": 250_000, "artifacts": 3}, runs=2)
+    assert any(re.match(r"bytes +250k", line) for line in lines)
+    assert any(re.match(r"files +3", line) for line in lines)
+
+
+def test_bars_move_of_themselves(out, err, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    shown = progress.Bars(out.append, err.append, often=100)
+    shown.begin("copy", 0, 0, 1000)
+    shown.advance(size=500)
+    end = time.monotonic() + 5
+    while "50%" not in screen.getvalue() and time.monotonic() < end:
+        time.sleep(0.01)
+    shown.end()
+    assert "50%" in screen.getvalue()
+
+
+def test_a_rate_is_that_of_late():
+    tally = progress.Tally(size=10_000, started=0.0)
+    tally.rates(0.0)
+    for second in range(1, 101):
+        tally.advance(0, 1, 1 if second <= 50 else 100)
+        rate = tally.rates(float(second))
+    assert rate == (pytest.approx(100.0), pytest.approx(1.0))
+
+
+def test_bytes_and_artifacts_stand_in_the_plain_line():
+    tally = progress.Tally(runs=0, size=1000, artifacts=40, size_done=500, artifacts_done=10, started=0.0)
+    assert tally.sentence(0.5) == "500 B of 1.0 kB, 10 of 40 artifacts"
+    tally = progress.Tally(runs=5, size_done=500, artifacts_done=1, started=0.0)
+    assert tally.sentence(10.0) == "0/5 runs, 500 B, 1 artifact, 50 B/s"
+
+
+def test_what_is_taken_back_is_not_done():
+    tally = progress.Tally(size=1000)
+    tally.advance(0, 2, 700)
+    tally.advance(0, -2, -700)
+    assert (tally.artifacts_done, tally.size_done) == (0, 0)
 
 
 def test_json_is_one_object_a_line(out):
@@ -133,6 +193,7 @@ def test_json_tells_how_far_it_is(out):
     shown.end()
     assert first["message_type"] == "progress"
     assert (first["runs"], first["points"], first["bytes"], first["seconds_left"]) == (3, 100, 1000, None)
+    assert (first["objects_done"], first["objects"], first["bytes_per_second"]) == (0, 0, 0)
 
 
 def test_json_is_always_valid():

@@ -15,7 +15,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="message_type
 
 
 class Progress(Message, frozen=True, tag="progress"):
-    """How far the command is; about once a second. The totals are estimates, 0 when nobody knows."""
+    """How far the command is; about once a second. The totals are estimates, 0 when nobody knows.
+
+    `objects` are artifacts; `bytes_per_second` is measured over the last 20 seconds.
+    """
 
     runs_done: int
     runs: int
@@ -23,6 +26,9 @@ class Progress(Message, frozen=True, tag="progress"):
     points: int
     bytes_done: int
     bytes: int
+    objects_done: int
+    objects: int
+    bytes_per_second: int
     failed: int
     seconds_left: int | None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from mlmigrate.events import Failure, Progress, RunEvent
 from mlmigrate.model import Finding, Loss
 
 POINT_BYTES = 50  # a point is about as much work as so many bytes of an artifact
+ARTIFACT_BYTES = 1 << 15  # and so is an artifact, however small
+WINDOW = 20.0  # seconds that a rate is measured over
 Say = Callable[[str], None]
 _COUNT = re.compile(r"(\d[\d,]*)(?: points)?")
 
@@ -32,18 +35,35 @@ class Tally:
     runs: int = 0
     points: int = 0
     size: int = 0
+    artifacts: int = 0
     runs_done: int = 0
     points_done: int = 0
     size_done: int = 0
+    artifacts_done: int = 0
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lately: deque[tuple[float, int, int]] = field(default_factory=deque)  # when, bytes, artifacts
 
-    def advance(self, points: int, size: int) -> None:
-        """So much more is done."""
+    def advance(self, points: int, artifacts: int, size: int) -> None:
+        """So much more is done; or less, where it is to be done again."""
         with self._lock:
             self.points_done += points
+            self.artifacts_done += artifacts
             self.size_done += size
+
+    def rates(self, now: float) -> tuple[float, float]:
+        """Bytes and artifacts a second lately: since they were asked for a while ago, or since the beginning."""
+        with self._lock:
+            size, artifacts = self.size_done, self.artifacts_done
+            while len(self._lately) > 1 and self._lately[1][0] <= now - WINDOW:
+                self._lately.popleft()
+            when, size_then, artifacts_then = self._lately[0] if self._lately else (self.started, 0, 0)
+            if not self._lately or now - self._lately[-1][0] >= 1:
+                self._lately.append((now, size, artifacts))
+        if now - when < 1:  # nobody can tell yet
+            return 0.0, 0.0
+        return max(0.0, (size - size_then) / (now - when)), max(0.0, (artifacts - artifacts_then) / (now - when))
 
     def left(self, now: float) -> float | None:
         """Seconds left, as far as anybody can tell."""
@@ -55,26 +75,43 @@ class Tally:
 
     def _share(self) -> float:
         """Which part of the work is done; the totals are estimates and may fall short."""
-        work = self.points * POINT_BYTES + self.size
+        work = self.points * POINT_BYTES + self.size + self.artifacts * ARTIFACT_BYTES
         by_runs = self.runs_done / self.runs if self.runs else 0.0
         if not work:
             return by_runs
-        return min(1.0, max(by_runs, (self.points_done * POINT_BYTES + self.size_done) / work))
+        done = self.points_done * POINT_BYTES + self.size_done
+        done += self.artifacts_done * ARTIFACT_BYTES if self.artifacts else 0
+        return min(1.0, max(by_runs, done / work))
 
     def sentence(self, now: float) -> str:
-        """461/1500 runs, 26.1 GB of 96.6 GB, 2 failed, about 9 min left."""
-        parts = [f"{self.runs_done}/{self.runs} runs"]
-        if self.size:
-            parts.append(f"{report.size(self.size_done)} of {report.size(max(self.size, self.size_done))}")
-        elif self.points_done:
-            of = f" of {report.amount(self.points)}" if self.points >= self.points_done else ""
-            parts.append(f"{report.amount(self.points_done)}{of} points")
+        """461/1500 runs, 26.1 GB of 96.6 GB, 612 artifacts, 104.0 MB/s, 2 failed, about 9 min left."""
+        parts = [f"{self.runs_done}/{self.runs} runs"] if self.runs else []
+        parts += self._amounts()
+        if rate := self.rates(now)[0]:
+            parts.append(f"{report.size(round(rate))}/s")
         if self.failed:
             parts.append(f"{self.failed} failed")
         left = self.left(now)
         if left is not None:
             parts.append(f"about {report.duration(max(left, 10))} left")
-        return ", ".join(parts)
+        return ", ".join(parts) or "nothing yet"
+
+    def _amounts(self) -> list[str]:
+        """Bytes, artifacts and points: those that there are."""
+        parts = []
+        if self.size:
+            parts.append(f"{report.size(self.size_done)} of {report.size(max(self.size, self.size_done))}")
+        elif self.size_done:
+            parts.append(report.size(self.size_done))
+        if self.artifacts:
+            of = max(self.artifacts, self.artifacts_done)
+            parts.append(f"{report.amount(self.artifacts_done)} of {report.several(of, 'artifact')}")
+        elif self.artifacts_done:
+            parts.append(report.several(self.artifacts_done, "artifact"))
+        if self.points_done and not self.size:
+            of_points = f" of {report.amount(self.points)}" if self.points >= self.points_done else ""
+            parts.append(f"{report.amount(self.points_done)}{of_points} points")
+        return parts
 
     def message(self, now: float) -> messages.Progress:
         """The same for programs."""
@@ -86,6 +123,9 @@ class Tally:
             points=self.points,
             bytes_done=self.size_done,
             bytes=self.size,
+            objects_done=self.artifacts_done,
+            objects=self.artifacts,
+            bytes_per_second=round(self.rates(now)[0]),
             failed=self.failed,
             seconds_left=None if left is None else round(left),
         )
@@ -118,14 +158,14 @@ class Plain:
         self.tally = Tally()
         self._ticker: Ticker | None = None
 
-    def begin(self, what: str, runs: int, points: int, size: int) -> None:  # noqa: ARG002  told by the command itself
+    def begin(self, what: str, runs: int, points: int, size: int, artifacts: int = 0) -> None:  # noqa: ARG002  told by the command itself
         self.end()
-        self.tally = Tally(runs, points, size)
+        self.tally = Tally(runs, points, size, artifacts)
         if self.seconds and not self.quiet:
             self._ticker = Ticker(self.seconds, lambda: self.err(self.tally.sentence(time.monotonic())))
 
-    def advance(self, points: int = 0, artifacts: int = 0, size: int = 0) -> None:  # noqa: ARG002
-        self.tally.advance(points, size)
+    def advance(self, points: int = 0, artifacts: int = 0, size: int = 0) -> None:
+        self.tally.advance(points, artifacts, size)
 
     def run(self, event: RunEvent) -> None:
         self.tally.runs_done += event.state in ("copied", "equal", "differs")
@@ -169,73 +209,102 @@ class Plain:
         self.err(text)
 
 
-class Bars(Plain):
-    """For people at a terminal: what is done, redrawn in place."""
+@dataclass
+class _Bar:
+    """One line on a terminal, drawn once there is anything to draw."""
 
-    def __init__(self, out: Say, err: Say, *, verbose: int = 0, quiet: bool = False) -> None:
-        super().__init__(out, err, verbose=verbose, quiet=quiet, seconds=0)
-        self._runs: tqdm[NoReturn] | None = None
-        self._work: tqdm[NoReturn] | None = None
-        self._by_size = False
-        self._waits = 0
+    name: str
+    total: int
+    done: Callable[[], int]
+    unit: str = ""
+    always: bool = False
+    _line: tqdm[NoReturn] | None = None
 
-    def begin(self, what: str, runs: int, points: int, size: int) -> None:
-        super().begin(what, runs, points, size)
-        if self.quiet:
-            return
-        self._by_size = size > points * POINT_BYTES
-        total = size if self._by_size else points
-        shape = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}  [{elapsed}<{remaining}]{postfix}"
-        self._runs = tqdm(total=runs, desc="runs  ", bar_format="{desc} " + shape, dynamic_ncols=True, leave=False)
-        self._work = tqdm(
-            total=total or None,
-            desc="bytes " if self._by_size else "points",
-            unit="B" if self._by_size else "",
-            unit_scale=True,
-            bar_format=(
-                "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}  {rate_fmt}"
-                if total
-                else "{desc} {n_fmt}  {rate_fmt}"
-            ),
+    def draw(self, after: str) -> None:
+        """What is done now; `after` stands behind it."""
+        done = self.done()
+        if self._line is None:
+            if not (done or self.total or self.always):
+                return
+            self._line = self._made()
+        if self.total:
+            self.total = max(self.total, done)  # it was an estimate
+            self._line.total = self.total
+        self._line.n = done
+        self._line.set_postfix_str(after, refresh=False)
+        self._line.refresh()
+
+    def _made(self) -> tqdm[NoReturn]:
+        shape = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt}" if self.total else "{n_fmt}"
+        return tqdm(
+            total=self.total or None,
+            desc=self.name.ljust(6),
+            unit=self.unit,
+            unit_scale=bool(self.unit) or self.total > report.MILLION,
+            bar_format="{desc} " + shape + "{postfix}",
             dynamic_ncols=True,
             leave=False,
         )
 
-    def advance(self, points: int = 0, artifacts: int = 0, size: int = 0) -> None:
-        super().advance(points, artifacts, size)
-        if self._work is not None:
-            done = self.tally.size_done if self._by_size else self.tally.points_done
-            if self._work.total is not None and done > self._work.total:
-                self._work.total = done  # it was an estimate
-            self._work.update(done - self._work.n)
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
-    def run(self, event: RunEvent) -> None:
-        super().run(event)
-        if self._runs is not None:
-            self._runs.update(self.tally.runs_done - self._runs.n)
 
-    def failure(self, failure: Failure) -> None:
-        super().failure(failure)
-        self._mention()
+class Bars(Plain):
+    """For people at a terminal: what is done, redrawn in place `often` a second, whoever tells of it how often."""
+
+    def __init__(self, out: Say, err: Say, *, verbose: int = 0, quiet: bool = False, often: float = 5) -> None:
+        super().__init__(out, err, verbose=verbose, quiet=quiet, seconds=0)
+        self._bars: list[_Bar] = []
+        self._often = often
+        self._waits = 0
+        self._drawing = threading.Lock()
+
+    def begin(self, what: str, runs: int, points: int, size: int, artifacts: int = 0) -> None:
+        super().begin(what, runs, points, size, artifacts)
+        if self.quiet:
+            return
+        tally = self.tally
+        self._bars = [_Bar("runs", runs, lambda: tally.runs_done, always=True)] if runs else []
+        self._bars += [
+            _Bar("points", points, lambda: tally.points_done),
+            _Bar("bytes", size, lambda: tally.size_done, "B"),
+            _Bar("files", artifacts, lambda: tally.artifacts_done),
+        ]
+        self.draw()
+        self._ticker = Ticker(1 / self._often, self.draw)
+
+    def draw(self) -> None:
+        """All lines as they are now."""
+        with self._drawing:
+            now = time.monotonic()
+            size, artifacts = self.tally.rates(now)
+            left = self.tally.left(now)
+            time_left = "" if left is None else f"about {report.duration(left if left < 10 else round(left))} left"  # noqa: PLR2004
+            after = {
+                "bytes": f"{report.size(round(size))}/s" if size else "",
+                "files": f"{artifacts:,.0f}/s" if artifacts else "",
+            }
+            for number, bar in enumerate(self._bars):
+                said = [after.get(bar.name, ""), *((time_left, *self._odd()) if not number else ())]
+                bar.draw("   ".join(one for one in said if one))
 
     def waiting(self, what: str) -> None:
         super().waiting(what)
         self._waits += 1
-        self._mention()
 
-    def _mention(self) -> None:
-        said = [f"{self.tally.failed} failed"] * bool(self.tally.failed) + [f"called again {self._waits} times"] * bool(
-            self._waits
-        )
-        if self._runs is not None:
-            self._runs.set_postfix_str("   ".join(said))
+    def _odd(self) -> list[str]:
+        """What does not go as it should."""
+        failed, waits = self.tally.failed, self._waits
+        return [f"{failed} failed"] * bool(failed) + [f"called again {waits} times"] * bool(waits)
 
     def end(self) -> None:
         super().end()
-        for bar in (self._work, self._runs):
-            if bar is not None:
-                bar.close()
-        self._runs = self._work = None
+        for bar in reversed(self._bars):
+            bar.close()
+        self._bars = []
 
     def result(self, text: str) -> None:
         with self._cleared():
@@ -247,7 +316,7 @@ class Bars(Plain):
 
     def _cleared(self) -> AbstractContextManager[None]:
         """The bars out of the way while a line is written."""
-        return nullcontext() if self._runs is None else tqdm.external_write_mode()
+        return tqdm.external_write_mode() if self._bars else nullcontext()
 
 
 class Json:
@@ -258,14 +327,14 @@ class Json:
         self.tally = Tally()
         self._ticker: Ticker | None = None
 
-    def begin(self, what: str, runs: int, points: int, size: int) -> None:  # noqa: ARG002
+    def begin(self, what: str, runs: int, points: int, size: int, artifacts: int = 0) -> None:  # noqa: ARG002
         self.end()
-        self.tally = Tally(runs, points, size)
+        self.tally = Tally(runs, points, size, artifacts)
         if self.seconds:
             self._ticker = Ticker(self.seconds, lambda: self._say(self.tally.message(time.monotonic())))
 
-    def advance(self, points: int = 0, artifacts: int = 0, size: int = 0) -> None:  # noqa: ARG002
-        self.tally.advance(points, size)
+    def advance(self, points: int = 0, artifacts: int = 0, size: int = 0) -> None:
+        self.tally.advance(points, artifacts, size)
 
     def run(self, event: RunEvent) -> None:
         self.tally.runs_done += event.state in ("copied", "equal", "differs")
