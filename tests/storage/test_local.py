@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mlmigrate.errors import BadData, DiskFull, MigrateError, NotFound, Refused, UsageError
+from mlmigrate.errors import BadData, DiskFull, MigrateError, NotFound, Refused
 from mlmigrate.storage import LocalStorage, open_storage
 from mlmigrate.storage.local import explain
 
@@ -159,8 +159,23 @@ def test_errors_of_the_system_are_explained(number, kind):
     assert kind is NotFound or error.hint
 
 
-def test_an_object_store_is_refused_without_its_secrets(tmp_path):
-    with pytest.raises(UsageError, match="object store yet") as raised:
-        open_storage("s3://key:hunter2@bucket/x")
-    assert "hunter2" not in str(raised.value)
-    assert isinstance(open_storage(str(tmp_path)), LocalStorage)
+def test_a_place_without_a_kind_is_a_folder(tmp_path):
+    assert isinstance(open_storage(str(tmp_path), {}), LocalStorage)
+
+
+def test_a_file_of_the_right_size_is_made_young_but_must_be_read_to_be_believed(storage):
+    put(storage, "a/b", b"12")
+    os.utime(storage.root / "a" / "b", (1, 1))
+    assert (storage.holds("a/b", 3, ""), storage.holds("a/c", 2, ""), storage.holds("a/b", 2, "")) == (
+        False,
+        False,
+        None,
+    )
+    assert (storage.root / "a" / "b").stat().st_mtime > 1
+
+
+def test_a_walk_finds_every_file(storage):
+    put(storage, "a/b/c", b"123")
+    put(storage, "a/d", b"")
+    assert sorted((one.name, one.size) for one in storage.walk("a")) == [("a/b/c", 3), ("a/d", 0)]
+    assert list(storage.walk("nowhere")) == []

@@ -1,4 +1,4 @@
-"""The neutral archive: a folder that any target can be filled from. An adapter like the others.
+"""The neutral archive: a folder, here or in an object store, that any target can be filled from. An adapter.
 
 packs/<pack>/points.parquet   every point of the pack's runs, in log order
 packs/<pack>.json             the commit, written last: what it does not name does not exist
@@ -18,11 +18,12 @@ from mlmigrate.storage import open_storage
 __all__ = ["ArchiveSource", "ArchiveTarget", "open_source", "open_target"]
 
 
-def open_source(address: Address, context: Context) -> ArchiveSource:  # noqa: ARG001  every adapter is given one
+def open_source(address: Address, context: Context) -> ArchiveSource:
     """The archive at `address`. Raises NotFound, and BadData when it is of a newer format."""
-    return ArchiveSource(open_storage(address.place))
+    return ArchiveSource(open_storage(address.place, context.env, context.throttle))
 
 
-def open_target(address: Address, context: Context) -> ArchiveTarget:  # noqa: ARG001  every adapter is given one
+def open_target(address: Address, context: Context) -> ArchiveTarget:
     """The archive at `address`, which may not be there yet. Raises Conflict when something else is."""
-    return ArchiveTarget(open_storage(address.place))
+    storage = open_storage(address.place, context.env, context.throttle)
+    return ArchiveTarget(storage, context.again, context.settings.part_size)

@@ -31,12 +31,15 @@ class Blobs:
         with artifact.open() as stream:
             head = _filled(stream)
             sha256, size = self._small(head) if len(head) < CHUNK else self._large(head, stream)
+        self._check(artifact, sha256)
+        return sha256, size
+
+    def _check(self, artifact: Artifact, sha256: str) -> None:
         if artifact.sha256 is not None and artifact.sha256 != sha256:
             raise Damaged(
                 f"{artifact.owner}, {artifact.path}: the bytes read are not those announced (sha256 differs).",
                 "The source is damaged there, or the file changed meanwhile; run the same command again.",
             )
-        return sha256, size
 
     def _small(self, data: bytes) -> tuple[str, int]:
         sha256 = layout.sha256_of(data)
@@ -63,19 +66,22 @@ class Blobs:
     def _has(self, sha256: str, size: int) -> bool:
         """Whether the blob is there, whole: "exists" is never taken for that, but once in a process.
 
-        It is made young, so that nobody prunes it before the commit that needs it.
+        Nobody prunes it before the commit that needs it.
         """
-        name = layout.blob_name(sha256)
-        if self._storage.size(name) != size or not self._storage.touch(name):
+        held = self._storage.holds(layout.blob_name(sha256), size, sha256)
+        if held is False:
             return False
-        if bytes.fromhex(sha256) not in self._known:
+        if held is None and not self._is_known(sha256):
             try:
                 for _ in checked_chunks(self._storage, sha256, size):
                     pass
             except Damaged:
                 return False
-            self._remember(sha256)
+        self._remember(sha256)
         return True
+
+    def _is_known(self, sha256: str) -> bool:
+        return bytes.fromhex(sha256) in self._known
 
     def _remember(self, sha256: str) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,11 +74,20 @@ def load(storage: Storage) -> Index:
     folded = {commit.pack: commit for commit in _newest_checkpoint(storage)}
     loose: list[Commit] = []
     bad: list[Damaged] = []
-    for name in commit_names(storage):
-        if layout.pack_of_commit(name) not in folded:
-            for one in read_commit(storage, name):
-                (bad if isinstance(one, Damaged) else loose).append(one)  # type: ignore[arg-type]
+    for one in read_commits(storage, [n for n in commit_names(storage) if layout.pack_of_commit(n) not in folded]):
+        (bad if isinstance(one, Damaged) else loose).append(one)  # type: ignore[arg-type]
     return Index(tuple(sorted([*folded.values(), *loose], key=lambda one: one.order)), len(loose), tuple(bad))
+
+
+def read_commits(storage: Storage, names: Sequence[str]) -> Iterator[Commit | Damaged]:
+    """The commits, or what is wrong with them; many at once where each is a request."""
+    if storage.many == 1 or len(names) < 2:  # noqa: PLR2004
+        for name in names:
+            yield from read_commit(storage, name)
+        return
+    with ThreadPoolExecutor(storage.many, thread_name_prefix="commit") as pool:
+        for found in pool.map(lambda name: list(read_commit(storage, name)), names):
+            yield from found
 
 
 def read_commit(storage: Storage, name: str) -> Iterator[Commit | Damaged]:
@@ -92,8 +102,8 @@ def read_commit(storage: Storage, name: str) -> Iterator[Commit | Damaged]:
 
 def commit_names(storage: Storage) -> list[str]:
     """The files of all commits."""
-    names = [entry.name for entry in storage.entries(layout.PACKS) if not entry.folder]
-    return sorted(name for name in names if layout.pack_of_commit(name))
+    there = storage.entries(layout.PACKS) if storage.many == 1 else storage.walk(layout.PACKS)
+    return sorted(entry.name for entry in there if not entry.folder and layout.pack_of_commit(entry.name))
 
 
 def checkpoint_names(storage: Storage) -> list[str]:
@@ -131,8 +141,7 @@ def fold(storage: Storage, commits: Sequence[Commit]) -> None:
 
 def keep_newest(storage: Storage, number: int) -> None:
     """Takes all but the newest checkpoints away."""
-    for name in checkpoint_names(storage)[number:]:
-        storage.delete(name)
+    storage.delete_files(checkpoint_names(storage)[number:])
 
 
 def _newest_checkpoint(storage: Storage) -> Iterable[Commit]:

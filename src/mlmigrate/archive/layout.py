@@ -5,6 +5,7 @@ packs/<pack>/points.parquet     every point of the pack's runs, in log order, an
 packs/<pack>.json               the commit, written last: what no commit names does not exist
 blobs/<aa>/<sha256>             artifact bytes, by content
 checkpoints/<n>-<sha256>.jsonl.zst   the commits so far in one file: a copy, to open an archive quickly
+writers/<n>.json                who writes into an archive in an object store just now
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mlmigrate.model import POINTS
 
 FORMAT = 1
 MANIFEST = "mlmigrate.json"
-PACKS, BLOBS, CHECKPOINTS = "packs", "blobs", "checkpoints"
+PACKS, BLOBS, CHECKPOINTS, WRITERS = "packs", "blobs", "checkpoints", "writers"
 WRITER = f"mlmigrate {__version__}"
 MOST_MANIFEST = 1 << 16
 MOST_COMMIT = 1 << 28  # bytes of one commit: some 500,000 runs
@@ -105,6 +106,7 @@ _PACK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,150}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TABLE = re.compile(r"[a-z][a-z0-9_]{0,40}\.parquet")
 _COMMIT = re.compile(rf"{PACKS}/({_PACK.pattern})\.json")
+_WRITER = re.compile(rf"{WRITERS}/([0-9]{{1,18}})\.json")
 _CHECKPOINT = re.compile(rf"{CHECKPOINTS}/[0-9]{{20}}-({_SHA256.pattern})\.jsonl\.zst")
 
 
@@ -131,6 +133,17 @@ def blob_name(sha256: str) -> str:
 def checkpoint_name(sequence: int, data: bytes) -> str:
     """The name of a checkpoint of these bytes, in which no commit is later than `sequence`."""
     return f"{CHECKPOINTS}/{sequence:020d}-{sha256_of(data)}.jsonl.zst"
+
+
+def writer_name(number: int) -> str:
+    """Where a writer says that it is at work."""
+    return f"{WRITERS}/{number}.json"
+
+
+def writer_number(name: str) -> int | None:
+    """The number of the writer whose file this is; None for another file."""
+    found = _WRITER.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def is_pack(pack: str) -> bool:

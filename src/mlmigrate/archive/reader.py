@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from mlmigrate.adapters.base import Packing
 from mlmigrate.archive import index, layout, values
 from mlmigrate.archive.blobs import CHUNK, open_blob
 from mlmigrate.archive.commits import Commit, Entry, File
+from mlmigrate.archive.fetching import AHEAD, Ahead, looking_ahead
 from mlmigrate.archive.index import Index
 from mlmigrate.archive.values import Row, escape
 from mlmigrate.errors import Conflict, NotFound
@@ -32,7 +34,8 @@ class ArchiveSource:
     def __init__(self, storage: Storage) -> None:
         check_archive(storage)
         self.packing = Packing(runs=10_000, points=20_000_000, size=1 << 36)
-        self.tables = Tables(storage)
+        pool = ThreadPoolExecutor(storage.many, thread_name_prefix="blob") if storage.many > 1 else None
+        self.tables = Tables(storage, pool)
         self._storage = storage
         self._lock = threading.Lock()
         self._index: Index | None = None
@@ -75,7 +78,9 @@ class ArchiveSource:
         return ()
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing is fetched any more."""
+        if self.tables.pool is not None:
+            self.tables.pool.shutdown(cancel_futures=True)
 
 
 class ArchiveReading:
@@ -102,10 +107,10 @@ class ArchiveReading:
 
 
 class Tables:
-    """The tables of an archive, each checked once before it is believed."""
+    """The tables of an archive, each checked once before it is believed. `pool` fetches what will be asked for."""
 
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
+    def __init__(self, storage: Storage, pool: ThreadPoolExecutor | None = None) -> None:
+        self.storage, self.pool = storage, pool
         self._checked: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
@@ -198,12 +203,27 @@ class PackReading:
 
     def artifacts(self) -> Iterator[Artifact]:
         """The files."""
-        storage, whole = self._tables.storage, self._ids is None
+        storage, pool = self._tables.storage, self._tables.pool
+        if pool is None:
+            for owner, path, size, sha256 in self._files():
+                what = f"{owner}, {path}"
+                yield Artifact(owner, path, partial(open_blob, storage, sha256, size, what), size, sha256)
+            return
+        ahead = Ahead(storage, pool)
+        yield from looking_ahead((self._fetched(ahead, *row) for row in self._files()), AHEAD)
+
+    def _files(self) -> Iterator[tuple[str, str, int, str]]:
+        whole = self._ids is None
         ids, shared = {entry.ref.id for entry in self.asked}, self._shared
         for owner, path, size, sha256 in self._tables.rows(self.commit, "artifacts"):
             if whole or owner in ids or (shared and owner.startswith("@")):
-                what = f"{owner}, {path}"
-                yield Artifact(owner, path, partial(open_blob, storage, sha256, size, what), size, sha256)
+                yield owner, path, size, sha256
+
+    def _fetched(self, ahead: Ahead, owner: str, path: str, size: int, sha256: str) -> Artifact:
+        what = f"{owner}, {path}"
+        opener = partial(ahead.open, ahead.told(sha256, size, what), sha256, size, what)
+        spot = self._tables.storage.spot(layout.blob_name(sha256))
+        return Artifact(owner, path, opener, size, sha256, spot)
 
     def records(self) -> Iterator[Record]:
         """What belongs to no run."""
@@ -217,9 +237,11 @@ def check_archive(storage: Storage) -> None:
     try:
         data = index.read_all(storage, layout.MANIFEST, layout.MOST_MANIFEST)
     except NotFound as error:
+        if storage.many > 1:
+            next(storage.walk(layout.MANIFEST), None)  # raises NotFound where there is no bucket: that is to be said
         raise NotFound(
             f"{storage.shown} is not an archive: it has no {layout.MANIFEST}.",
-            "Give the folder that mlmigrate export wrote.",
+            "Give the place that mlmigrate export wrote.",
         ) from error
     layout.check_manifest(data, storage.shown)
 

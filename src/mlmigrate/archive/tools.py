@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from mlmigrate.adapters.base import Context
 from mlmigrate.archive import checkout as trees
 from mlmigrate.archive import index, layout
 from mlmigrate.archive.blobs import checked_chunks
 from mlmigrate.archive.commits import Commit, Entry
+from mlmigrate.archive.fetching import AHEAD, looking_ahead
 from mlmigrate.archive.index import Index
+from mlmigrate.archive.lease import Lease
 from mlmigrate.archive.reader import ArchiveSource, PackReading, Tables, check_archive, experiments_in
-from mlmigrate.archive.values import escape, unescape
+from mlmigrate.archive.values import Row, escape, unescape
 from mlmigrate.errors import BadData, Conflict, Damaged, NotFound
 from mlmigrate.model import Artifact, Finding, Loss
 from mlmigrate.storage import Entry as StoredEntry
@@ -42,7 +46,7 @@ class Listed:
 
 def ls(place: str, run: str = "") -> Iterator[Listed]:
     """The runs of an archive, or the artifacts of one run."""
-    source = ArchiveSource(open_storage(place))
+    source = ArchiveSource(_opened(place))
     names = {one.id: one.name for one in source.experiments()}
     if run:
         for entry, artifact in _artifacts(source, run):
@@ -58,7 +62,7 @@ def ls(place: str, run: str = "") -> Iterator[Listed]:
 
 def cat(place: str, run: str, path: str) -> AbstractContextManager[BinaryIO]:
     """The bytes of an artifact. Reading raises Damaged, at the latest with the last byte, when they are damaged."""
-    for _, artifact in _artifacts(ArchiveSource(open_storage(place)), run):
+    for _, artifact in _artifacts(ArchiveSource(_opened(place)), run):
         if artifact.path == path:
             return artifact.open()
     raise NotFound(f"The run {run!r:.80} has no artifact {path!r:.200}.", f"mlmigrate archive ls {place} {run}")
@@ -70,7 +74,7 @@ def checkout(place: str, run: str, folder: str | Path) -> list[Loss]:
 
     Gives those that were not written: their names are unsafe, or their bytes damaged.
     """
-    source = ArchiveSource(open_storage(place))
+    source = ArchiveSource(_opened(place))
     if run:
         return trees.fill(Path(folder), ((artifact.path, artifact) for _, artifact in _artifacts(source, run)))
     return trees.fill(Path(folder), _all_artifacts(source))
@@ -82,21 +86,31 @@ def check(place: str) -> Iterator[Finding]:
     mark "!"   damaged or missing
     mark "-"   named by no commit: left by a stopped export, or older than what replaced it (`prune` drops it)
     """
-    return _Check(open_storage(place)).findings()
+    return _Check(_opened(place)).findings()
 
 
 def prune(place: str, dry_run: bool = False, older_than: float = 3600) -> list[str]:
     """Drops what no live commit names, and gives its names.
 
     What was written or replaced less than `older_than` seconds ago stays: a writer or a reader may be
-    at work on it. Raises Damaged when a commit cannot be read, for nobody knows then what it names.
+    at work on it. Raises Damaged when a commit cannot be read, for nobody knows then what it names; in an object
+    store ArchiveInUse while another command writes.
     """
-    storage = open_storage(place)
+    storage = _opened(place)
     check_archive(storage)
-    plan = _Prune(storage, time.time() - older_than)
-    if not dry_run:
-        plan.run()
-    return [*plan.names, *storage.sweep(plan.before, dry_run=dry_run)]
+    with ExitStack() as stack:
+        if storage.many > 1 and not dry_run:
+            lease = Lease(storage, "prune")
+            lease.take()
+            stack.callback(lease.release)
+        plan = _Prune(storage, time.time() - older_than)
+        if not dry_run:
+            plan.run()
+        return [*plan.names, *storage.sweep(plan.before, dry_run=dry_run)]
+
+
+def _opened(place: str) -> Storage:
+    return open_storage(place, Context("source").env)
 
 
 def _artifacts(source: ArchiveSource, run: str) -> Iterator[tuple[Entry, Artifact]]:
@@ -139,9 +153,19 @@ class _Check:
         self._tables = Tables(storage)
         self._index = Index(())
         self._names: dict[str, str] = {}
+        self._pool = ThreadPoolExecutor(storage.many, thread_name_prefix="blob") if storage.many > 1 else None
+        self._reading: dict[str, Future[str]] = {}
         self._blobs: dict[bytes, str] = {}  # digest -> what is wrong with the blob, "" for nothing
 
     def findings(self) -> Iterator[Finding]:
+        """What is wrong, and what nothing names."""
+        try:
+            yield from self._findings()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+
+    def _findings(self) -> Iterator[Finding]:
         yield from self._found(partial(check_archive, self._storage))
         for name in index.checkpoint_names(self._storage):
             yield from self._found(partial(index.read_checkpoint, self._storage, name))
@@ -159,10 +183,9 @@ class _Check:
     def _commits(self) -> Iterator[Finding]:
         self._index = index.load(self._storage)
         names = index.commit_names(self._storage)
-        for name in names:
-            for one in index.read_commit(self._storage, name):
-                if isinstance(one, Damaged):
-                    yield _finding(one.message)
+        for one in index.read_commits(self._storage, names):
+            if isinstance(one, Damaged):
+                yield _finding(one.message)
         living = self._index.living() - {layout.pack_of_commit(name) for name in names}
         for pack in sorted(living):
             yield _finding(f"{layout.commit_name(pack)}: it is missing; a checkpoint still holds it.")
@@ -195,7 +218,7 @@ class _Check:
 
     def _artifacts(self, commit: Commit) -> Iterator[Finding]:
         entries = {unescape(entry.id): entry for entry in commit.runs}
-        for owner, path, size, sha256 in self._tables.rows(commit, "artifacts"):
+        for owner, path, size, sha256 in self._read_ahead(self._tables.rows(commit, "artifacts")):
             wrong = self._blob(sha256, size)
             if wrong:
                 entry = entries.get(owner)
@@ -206,13 +229,29 @@ class _Check:
         """What is wrong with a blob; each is read once."""
         key = bytes.fromhex(sha256) if layout.is_blob(sha256) else sha256.encode()
         if key not in self._blobs:
-            self._blobs[key] = ""
-            try:
-                for _ in checked_chunks(self._storage, sha256, size):
-                    pass
-            except BadData as error:
-                self._blobs[key] = error.message
+            reading = self._reading.pop(sha256, None)
+            self._blobs[key] = self._wrong(sha256, size) if reading is None else reading.result()
         return self._blobs[key]
+
+    def _read_ahead(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """The rows of files; those whose blobs are about to be asked for are being read, many at once."""
+        if self._pool is None:
+            return rows
+        return looking_ahead(map(self._asked, rows), AHEAD)
+
+    def _asked(self, row: Row) -> Row:
+        _, _, size, sha256 = row
+        if self._pool is not None and layout.is_blob(sha256) and bytes.fromhex(sha256) not in self._blobs:
+            self._reading.setdefault(sha256, self._pool.submit(self._wrong, sha256, size))
+        return row
+
+    def _wrong(self, sha256: str, size: int) -> str:
+        try:
+            for _ in checked_chunks(self._storage, sha256, size):
+                pass
+        except BadData as error:
+            return error.message
+        return ""
 
     def _strangers(self) -> Iterator[Finding]:
         """What no commit names."""
@@ -229,7 +268,11 @@ class _Check:
         if entry.name.startswith(layout.BLOBS + "/"):
             sha256 = entry.name.rpartition("/")[2]
             return layout.is_blob(sha256) and bytes.fromhex(sha256) in self._blobs
-        return entry.name == layout.MANIFEST or layout.sha256_of_checkpoint(entry.name) is not None
+        return (
+            entry.name == layout.MANIFEST
+            or layout.sha256_of_checkpoint(entry.name) is not None
+            or layout.writer_number(entry.name) is not None
+        )
 
 
 def _check_there(storage: Storage) -> None:
@@ -242,6 +285,9 @@ def _check_there(storage: Storage) -> None:
 
 def _listed(storage: Storage) -> Iterator[StoredEntry]:
     """Files and packs' folders, down to where names say something."""
+    if storage.many > 1:
+        yield from _listed_at_once(storage)
+        return
     for entry in storage.entries(""):
         if entry.folder and entry.name in (layout.PACKS, layout.CHECKPOINTS):
             yield from storage.entries(entry.name)
@@ -249,6 +295,19 @@ def _listed(storage: Storage) -> Iterator[StoredEntry]:
             for folder in storage.entries(entry.name):
                 yield from storage.entries(folder.name) if folder.folder else [folder]
         elif not entry.name.startswith("."):
+            yield entry
+
+
+def _listed_at_once(storage: Storage) -> Iterator[StoredEntry]:
+    """The same where a listing is of everything below a place: one is enough."""
+    packs: set[str] = set()
+    for entry in storage.walk(""):
+        parts = entry.name.split("/")
+        if parts[0] == layout.PACKS and len(parts) > 2:  # noqa: PLR2004  packs/<pack>/<table>
+            if parts[1] not in packs:
+                packs.add(parts[1])
+                yield StoredEntry(f"{layout.PACKS}/{parts[1]}", folder=True, size=0, modified=entry.modified)
+        elif not parts[0].startswith("."):
             yield entry
 
 
@@ -283,8 +342,10 @@ class _Prune:
         if self._commits:
             index.fold(self._storage, self._kept)
             index.keep_newest(self._storage, 1)
-        for name in self.names:
+        self._storage.delete_files(self._commits)
+        for name in self._packs:
             self._storage.delete(name)
+        self._storage.delete_files(self._blobs)
 
     def _strays(self, entries: list[StoredEntry], named: set[str], dead: set[str]) -> Iterator[str]:
         for entry in entries:
@@ -295,11 +356,10 @@ class _Prune:
 
     def _stray_blobs(self) -> Iterator[str]:
         used = {blob for commit in self._kept for blob in _blobs_of(Tables(self._storage), commit)}
-        for folder in self._storage.entries(layout.BLOBS):
-            for entry in self._storage.entries(folder.name):
-                sha256 = entry.name.rpartition("/")[2]
-                if layout.is_blob(sha256) and bytes.fromhex(sha256) not in used and entry.modified <= self.before:
-                    yield entry.name
+        for entry in self._storage.walk(layout.BLOBS):
+            sha256 = entry.name.rpartition("/")[2]
+            if layout.is_blob(sha256) and bytes.fromhex(sha256) not in used and entry.modified <= self.before:
+                yield entry.name
 
 
 def _blobs_of(tables: Tables, commit: Commit) -> Iterator[bytes]:

@@ -7,35 +7,47 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from mlmigrate.adapters.base import Limits, Names, Packing, SameNames
+from mlmigrate.adapters.base import Again, Limits, Names, Once, Packing, SameNames
 from mlmigrate.archive import index, layout, values
 from mlmigrate.archive.blobs import Blobs
 from mlmigrate.archive.commits import Commit, Entry, File, Lost, Totals, encode
 from mlmigrate.archive.index import Clock, Index
+from mlmigrate.archive.lease import Lease
 from mlmigrate.archive.reader import experiments_in
+from mlmigrate.archive.sending import SentBlobs, Window
 from mlmigrate.archive.tables import Points, Rows
 from mlmigrate.archive.values import escape, unescape
-from mlmigrate.errors import BadData, Conflict, Damaged
+from mlmigrate.errors import BadData, Conflict, Damaged, MigrateError, Unavailable
 from mlmigrate.model import PARENT_TAG, Arrival, Artifact, Experiment, Loss, Record, Run, RunRef
 from mlmigrate.storage import Storage
+from mlmigrate.storage.bucket import BucketStorage
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class ArchiveTarget:
-    """An archive to write into. Packs may be written by several threads and processes at once."""
+    """An archive to write into. Packs may be written by several threads and processes at once.
+
+    In an object store, files are sent many at once, and whoever asked what has arrived leads the writing, and
+    keeps others out: workers elsewhere only prepare.
+    """
 
     limits = Limits()
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, again: Again | None = None, part_size: int = 0) -> None:
         self.packing = Packing()
         self.storage = storage
-        self.blobs = Blobs(storage)
+        self.blobs = _blobs(storage, part_size)
+        self._again = again or Once()
+        self._pool = ThreadPoolExecutor(storage.many, thread_name_prefix="file") if storage.many > 1 else None
+        self._leads = False
+        self._lease: Lease | None = None
         self._lock = threading.Lock()
         self._folding = threading.Lock()
         self._is_archive = _checked(storage)
@@ -46,6 +58,7 @@ class ArchiveTarget:
 
     def arrived(self) -> Mapping[str, Arrival]:
         """The runs and records that are whole here, by origin."""
+        self._leads = self.storage.many > 1
         entries = [entry for _, entry in self._load().live.values() if entry.origin]
         return {unescape(one.origin): Arrival(unescape(one.id), unescape(one.stamp)) for one in entries}
 
@@ -92,16 +105,32 @@ class ArchiveTarget:
         return SameNames()
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Others may write."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def window(self) -> Window | None:
+        """What sends the files of a pack many at once; None where one after another is as quick."""
+        return None if self._pool is None else Window(self._pool, self._sent)
+
+    def _sent(self, artifact: Artifact) -> tuple[str, int]:
+        return self._again.do(f"file {artifact.path}", self.blobs.put, artifact)
 
     def committed(self, commit: Commit) -> None:
-        """Writes the commit: from now on its pack is there."""
-        self.storage.create(layout.commit_name(commit.pack), encode(commit))
+        """Writes the commit: from now on its pack is there. Raises Conflict when another has its name."""
+        if self._lease is not None:
+            self._lease.check()
+        if not self.storage.create(layout.commit_name(commit.pack), encode(commit)):
+            raise Conflict(f"{self.storage.shown} has another pack {commit.pack}.", "Run the same command again.")
         with self._lock:
             self._loose += 1
             many = self._loose > max(index.LOOSE, self._folded // index.SHARE)
         if many:
-            self.fold()
+            with suppress(Unavailable):  # the pack is there; another one folds
+                self.fold()
 
     def sequence(self) -> int:
         """More than any commit that was seen here."""
@@ -136,6 +165,10 @@ class ArchiveTarget:
         if self._clock is None:
             self._load()
         with self._lock:
+            if self._leads and self._lease is None:
+                lease = Lease(self.storage, "export")
+                lease.take()
+                self._lease = lease
             if not self._is_archive:
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 self.storage.create(layout.MANIFEST, layout.manifest(created))
@@ -174,10 +207,12 @@ class ArchivePlace:
         self._runs: dict[str, Run] = {}
         self._experiments: Sequence[Experiment] = ()
         self._kept = 0
+        self._window = target.window()
         self._files: dict[str, list[int]] = {}  # owner -> number and bytes of its artifacts
         self._blobs: set[str] = set()
         self._entries: list[Entry] = []
         self._committed = False
+        self._doubtful = False  # whether the commit may be there, though nobody said so
 
     def begin(self, runs: Sequence[Run]) -> None:
         """The runs of the pack. Raises Conflict when two of them have one id."""
@@ -197,7 +232,13 @@ class ArchivePlace:
         """Adds a file."""
         if artifact.owner not in self._runs and not artifact.owner.startswith("@"):
             raise BadData(f"A file belongs to the run {artifact.owner!r:.80}, which is not in the pack.")
-        sha256, size = self._target.blobs.put(artifact)
+        if self._window is None:
+            self._has(artifact, *self._target.blobs.put(artifact))
+        else:
+            for sent, kept in self._window.add(artifact):
+                self._has(sent, *kept)
+
+    def _has(self, artifact: Artifact, sha256: str, size: int) -> None:
         self._artifacts.add((artifact.owner, artifact.path, size, sha256))
         self._blobs.add(sha256)
         count = self._files.setdefault(artifact.owner, [0, 0])
@@ -212,22 +253,29 @@ class ArchivePlace:
     def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:
         """Everything reaches the disk, then the commit does. Gives origin -> id."""
         if not self._committed:
+            for sent, kept in () if self._window is None else self._window.drain():
+                self._has(sent, *kept)
             files = self._tables()
             self._entries = self._counted()  # the points are counted once their table is whole
             names = [layout.table_name(self._name, file.name) for file in files]
             self._target.storage.flush([*names, *map(layout.blob_name, self._blobs)])
-            self._target.committed(self._commit(files, losses))
+            commit = self._commit(files, losses)
+            self._doubtful = self._target.storage.many > 1
+            self._target.committed(commit)
             self._committed = True
         refs = [entry.ref for entry in self._entries]
         return {ref.origin: ref.id for ref in refs}
 
     def close(self) -> None:
         """Leaves nothing that counts, unless there was a commit."""
+        if self._window is not None:
+            self._window.close()
         self._points.drop()
         for table in (self._artifacts, self._records, *self._others):
             table.drop()
-        if not self._committed:
-            self._target.storage.delete(layout.pack_folder(self._name))
+        if not self._committed and not self._doubtful:  # a commit without an answer may yet be there
+            with suppress(MigrateError):  # what is left, prune takes away; what brought us here is worth more
+                self._target.storage.delete(layout.pack_folder(self._name))
 
     def _tables(self) -> list[File]:
         storage, runs = self._target.storage, self._runs.values()
@@ -318,6 +366,10 @@ class ArchivePlace:
         )
 
 
+def _blobs(storage: Storage, part_size: int) -> Blobs:
+    return SentBlobs(storage, part_size) if isinstance(storage, BucketStorage) else Blobs(storage)
+
+
 def _checked(storage: Storage) -> bool:
     """Whether the place is an archive already.
 
@@ -326,7 +378,8 @@ def _checked(storage: Storage) -> bool:
     if storage.size(layout.MANIFEST) is not None:
         layout.check_manifest(index.read_all(storage, layout.MANIFEST, layout.MOST_MANIFEST), storage.shown)
         return True
-    if any(not entry.name.startswith(".") for entry in storage.entries("")):
+    there = storage.entries("") if storage.many == 1 else storage.walk("")
+    if any(not entry.name.startswith((".", layout.WRITERS + "/")) for entry in there):
         raise Conflict(
             f"{storage.shown} is not empty, and is not an archive: it has no {layout.MANIFEST}.",
             "Give a folder that does not exist yet, or an archive.",

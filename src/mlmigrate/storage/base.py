@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from mlmigrate.errors import BadData
+from mlmigrate.model import Spot
 
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
@@ -42,7 +43,12 @@ class Part(Protocol):
 
 
 class Storage(Protocol):
-    """A place where files lie. Used by several threads at once."""
+    """A place where files lie. Used by several threads at once.
+
+    many   so many files are written or read at once with profit: 1 on a disk, more where each is a request
+    """
+
+    many: int
 
     @property
     def shown(self) -> str:
@@ -57,17 +63,29 @@ class Storage(Protocol):
     def entries(self, folder: str) -> Iterator[Entry]:
         """What lies directly in `folder` ("" is the place itself), in no order; nothing when it is not there."""
 
+    def walk(self, folder: str) -> Iterator[Entry]:
+        """Every file below `folder` ("" is the place itself), at any depth, in no order."""
+
     def create(self, name: str, data: bytes) -> bool:
         """Writes a whole, lasting file of this name unless there is one: then False, and nothing is changed."""
 
     def part(self) -> AbstractContextManager[Part]:
         """A file to write; leaving before `become` leaves nothing."""
 
-    def touch(self, name: str) -> bool:
-        """Makes the file as young as a new one; False when there is none."""
+    def holds(self, name: str, size: int, sha256: str) -> bool | None:
+        """Whether these bytes lie there; nobody prunes them before the commit that needs them now.
+
+        None: a file of this name and size does, and only reading it tells whether it is what it should be.
+        """
+
+    def spot(self, name: str) -> Spot | None:
+        """Where the file lies, for those who can take it from there without us; None when nobody can."""
 
     def delete(self, name: str) -> None:
         """Takes the file, or the folder with all that is in it, away; one that is not there is no error."""
+
+    def delete_files(self, names: Iterable[str]) -> None:
+        """Takes files away, in any order; one that is not there is no error."""
 
     def sweep(self, before: float, *, dry_run: bool = False) -> list[str]:
         """Takes parts away that nobody has written since `before` (seconds since the epoch); gives what they were."""

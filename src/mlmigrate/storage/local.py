@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from mlmigrate.address import hide_secrets
 from mlmigrate.errors import DiskFull, MigrateError, NotFound, Refused
+from mlmigrate.model import Spot
 from mlmigrate.storage.base import Entry, clean
 
 PARTS = ".parts"
@@ -43,6 +44,8 @@ def explain(error: OSError, place: str) -> MigrateError | None:
 
 class LocalStorage:
     """Files in a folder, which is made by the first write."""
+
+    many = 1
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -77,6 +80,14 @@ class LocalStorage:
             with entries:
                 for entry in entries:
                     yield from _seen(entry, f"{folder}/{entry.name}" if folder else entry.name)
+
+    def walk(self, folder: str) -> Iterator[Entry]:
+        """Every file below `folder`."""
+        for entry in self.entries(folder):
+            if entry.folder:
+                yield from self.walk(entry.name)
+            else:
+                yield entry
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes a whole, lasting file of this name unless there is one."""
@@ -113,6 +124,14 @@ class LocalStorage:
                 return False
             return True
 
+    def holds(self, name: str, size: int, sha256: str) -> bool | None:  # noqa: ARG002  a disk keeps no digests
+        """Whether a file of this size is there, to be read. It is made young, so that nobody prunes it."""
+        return None if self.size(name) == size and self.touch(name) else False
+
+    def spot(self, name: str) -> Spot | None:  # noqa: ARG002
+        """Nobody reads the files of an archive on a disk but through us: what they are is checked with each reading."""
+        return None
+
     def delete(self, name: str) -> None:
         """Takes the file, or the folder with all that is in it, away."""
         path = self._path(name)
@@ -122,6 +141,11 @@ class LocalStorage:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    def delete_files(self, names: Iterable[str]) -> None:
+        """Takes files away."""
+        for name in names:
+            self.delete(name)
 
     def sweep(self, before: float, *, dry_run: bool = False) -> list[str]:
         """Takes parts away that nobody has written since `before`; gives what they were."""
