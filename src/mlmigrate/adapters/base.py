@@ -176,6 +176,7 @@ class Limits:
     holdings           how records of single kinds are held, where that is not plainly as they are
     column_lengths     ("table.column", characters): longer text in a record is cut
     owned_artifacts    artifacts of models and traces (owner "@...") can be held
+    clean_files        files are named by clean relative paths (no "..", "//", leading or trailing "/")
     ids                run ids are kept
     blank_names        runs without a name can be held, and a tag mlflow.runName that is not the name
     blank_starts       runs without a start can be held
@@ -204,6 +205,7 @@ class Limits:
     holdings: tuple[Holding, ...] = ()
     column_lengths: tuple[tuple[str, int], ...] = ()
     owned_artifacts: bool = True
+    clean_files: bool = False
     ids: bool = True
     blank_names: bool = True
     blank_starts: bool = True

@@ -1,6 +1,7 @@
 """Files in object stores, read where they lie, with what one side's environment leads to.
 
     Stores.artifacts(uri, owner)    every file below a URI, as the store lists them
+    Stores.in_turn(several)         those of several places, one after another, listed ahead of need
     Stores.ahead(artifacts)         the same artifacts; small ones are fetched many at a time, once any is read
     Stores.folder(uri)              the place below a URI, for files that are put there (sending.py)
 
@@ -56,6 +57,19 @@ def reachable(uri: str) -> bool:
     return parts.scheme.lower() in SCHEMES and bool(parts.netloc)
 
 
+def _nothing() -> None:
+    """What an empty place is to most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Far:
+    """Files of somebody that lie in an object store; `empty` is called when there are none."""
+
+    uri: str
+    owner: str
+    empty: Callable[[], None] = _nothing
+
+
 class Budget:
     """So many bytes may be under way at once; who wants more waits."""
 
@@ -101,6 +115,16 @@ class Stores:
     def of(cls, context: Context) -> Stores:
         """Those of the side that `context` is of; nothing is asked yet."""
         return cls(context.env, context.throttle, context.again, context.settings.part_size)
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment of this side."""
+        return self._env
+
+    @property
+    def throttle(self) -> Throttle:
+        """How fast this side may go."""
+        return self._throttle
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
@@ -165,16 +189,40 @@ class Stores:
                     raise BadData(f"{hide_secrets(uri)} lists {stored.key!r:.200}, which does not lie there.")
                 yield _artifact(objects, stored, owner, stored.key.removeprefix(below))
 
-    def listing(self, uri: str, owner: str) -> Future[Iterator[Artifact]]:
-        """As `artifacts`, the first of them asked for now, by another thread."""
-        return self.submit(self._begun, uri, owner)
-
     def _begun(self, uri: str, owner: str) -> Iterator[Artifact]:
+        """As `artifacts`, the first of them asked for now."""
+
         def begin() -> Iterator[Artifact]:
             found = self.artifacts(uri, owner)
             return chain(list(islice(found, PAGE)), found)
 
         return self.again.do(f"the files of {owner}", begin)
+
+    def in_turn(self, several: Iterator[Iterator[Artifact] | Far]) -> Iterator[Artifact]:
+        """All artifacts of all, one after another; places are listed, and small files there fetched, ahead of that."""
+        return self.ahead(self._in_turn(several))
+
+    def _in_turn(self, several: Iterator[Iterator[Artifact] | Far]) -> Iterator[Artifact]:
+        under_way: deque[Iterator[Artifact]] = deque()
+        while True:
+            while len(under_way) < LISTS and (one := next(several, None)) is not None:
+                under_way.append(self._listed(one) if isinstance(one, Far) else one)
+            if not under_way:
+                return
+            yield from under_way.popleft()
+
+    def _listed(self, far: Far) -> Iterator[Artifact]:
+        listing = self.submit(self._begun, far.uri, far.owner)
+
+        def given() -> Iterator[Artifact]:
+            empty = True
+            for artifact in listing.result():
+                empty = False
+                yield artifact
+            if empty:
+                far.empty()
+
+        return given()
 
     def ahead(self, artifacts: Iterator[Artifact]) -> Iterator[Artifact]:
         """The same artifacts. Those that are small and lie in a store are fetched before they are asked for.

@@ -26,6 +26,14 @@ PART = ".mlmigrate-part"
 DEEPEST = 200  # folders below each other
 
 
+class BadName(BadData):
+    """The disk cannot hold a file of this name."""
+
+
+class Taken(Conflict):
+    """A file stands where a folder is needed, or a folder where a file is."""
+
+
 def walk(folder: Path, owner: str, losses: list[Loss]) -> Iterator[Artifact]:
     """The files below `folder`, in the order of their names. What is not a plain file is a loss."""
     waiting = _entries(folder, "", owner, losses)
@@ -84,11 +92,11 @@ def place_of(root: Path, path: str) -> Path:
     """Where below `root` the artifact `path` lies. Raises BadData for a name that could lead out of it."""
     parts = path.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise BadData(f"An artifact has the name {path!r}, which is no clean relative path.")
+        raise BadName(f"An artifact has the name {path!r}, which is no clean relative path.")
     if len(parts) > DEEPEST:
-        raise BadData(f"An artifact lies {len(parts)} folders deep: {path[:80]!r}...")
+        raise BadName(f"An artifact lies {len(parts)} folders deep: {path[:80]!r}...")
     if os.name == "nt" and any("\\" in part or ":" in part for part in parts):
-        raise BadData(f"An artifact has the name {path!r}, which Windows cannot hold.")
+        raise BadName(f"An artifact has the name {path!r}, which Windows cannot hold.")
     return root.joinpath(*parts)
 
 
@@ -112,7 +120,7 @@ def explain(error: OSError, target: Path) -> MigrateError | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"No space is left for {target}.")
     if error.errno == errno.ENAMETOOLONG:
-        return BadData(f"The disk cannot hold a name as long as that of {target.name[:80]!r}...")
+        return BadName(f"The disk cannot hold a name as long as that of {target.name[:80]!r}...")
     if error.errno in (errno.EACCES, errno.EROFS):
         return Refused(f"{target.parent} may not be written by this user.")
     return None
@@ -122,7 +130,7 @@ def _write(target: Path, artifact: Artifact, told: Callable[[int], None] | None)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise Conflict(f"{target.parent} is a file, and {artifact.path!r} needs it to be a folder.") from error
+        raise Taken(f"{target.parent} is a file, and {artifact.path!r} needs it to be a folder.") from error
     # always the same name: the same command again overwrites what a kill left half-written
     part = target.with_name(hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32] + PART)
     part.unlink(missing_ok=True)
@@ -141,7 +149,7 @@ def _rename(part: Path, target: Path) -> None:
     except (IsADirectoryError, PermissionError) as error:
         if not target.is_dir():
             raise
-        raise Conflict(f"{target} is a folder, and an artifact of that name is to be written.") from error
+        raise Taken(f"{target} is a folder, and an artifact of that name is to be written.") from error
 
 
 def _copy(artifact: Artifact, part: Path, told: Callable[[int], None] | None) -> tuple[int, str]:

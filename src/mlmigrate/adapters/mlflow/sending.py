@@ -2,7 +2,7 @@
 
     from a place of the same store      Objects.copy: no byte passes here
     from a disk, or another store       from there itself, large files in parallel parts
-    from a stream (an archive, a server)  small ones whole; large ones by way of a temporary file
+    from a stream (a server)            small ones whole; others by way of a temporary file
 
 A file that is there already, with this size and this digest, is not sent again; a large one goes on at its parts.
 """
@@ -14,9 +14,10 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast, runtime_checkable
 
 from mlmigrate.adapters.mlflow import local_artifacts
 from mlmigrate.errors import Damaged, Refused
@@ -99,9 +100,6 @@ class Folder:
         with _body(artifact) as body:
             if body is None:
                 self._put(artifact, key)
-            elif body.size <= PART:
-                with self._stores.budget.of(body.size), body.open(0, body.size) as stream:
-                    self._put_bytes(artifact, key, stream.read())
             else:
                 self._upload(artifact, key, body)
 
@@ -109,6 +107,7 @@ class Folder:
         """Has the store copy it; False when these credentials, unlike the source's, may not read it there."""
         source, source_key = self._stores.of_spot(spot)
         if (source.url, source_key) == (self._objects.url, key):
+            _tell(artifact)
             return True
         if source.url in self._stores.closed:
             return False
@@ -116,26 +115,23 @@ class Folder:
         there = self._there(key, size)
         try:
             if there is None or not _same(there, source.head(source_key), spot.version):
-                _check_size(artifact, self._objects.copy(source, source_key, key, size, spot.version))
+                _check_stored(artifact, self._objects.copy(source, source_key, key, size, spot.version))
         except Refused:
             self._stores.closed.add(source.url)
             return False
+        _tell(artifact)
         return True
 
     def _put(self, artifact: Artifact, key: str) -> None:
-        """A small file that is a stream."""
+        """A small file, whole."""
         with self._stores.budget.of(artifact.size or 0):
             with artifact.open() as stream:
                 data = stream.read()
-            self._put_bytes(artifact, key, data)
-
-    def _put_bytes(self, artifact: Artifact, key: str, data: bytes) -> None:
-        sha256 = hashlib.sha256(data)
-        _check(artifact, len(data), sha256.hexdigest())
-        there = self._there(key, len(data))
-        if there is not None and there.digest == digest_text(sha256.digest()):
-            return
-        _check_size(artifact, self._objects.put(key, data, sha256=sha256.hexdigest()))
+            sha256 = hashlib.sha256(data)
+            _check(artifact, len(data), sha256.hexdigest())
+            there = self._there(key, len(data))
+            if there is None or there.digest != digest_text(sha256.digest()):
+                _check_stored(artifact, self._objects.put(key, data, sha256=sha256.hexdigest()))
 
     def _upload(self, artifact: Artifact, key: str, body: Body) -> None:
         if artifact.sha256 is not None:
@@ -151,7 +147,7 @@ class Folder:
         with self._stores.budget.of(UPLOAD_THREADS * (asked or PART)):
             resume = self._uploads().get(key, "")
             stored = self._objects.upload(key, body, part_size=asked, resume=resume, threads=UPLOAD_THREADS)
-        _check_size(artifact, stored)
+        _check_stored(artifact, stored)
 
     def _there(self, key: str, size: int) -> Stored | None:
         """The file of this name and size that an earlier try left; nothing is asked where none left any."""
@@ -174,15 +170,39 @@ class Folder:
 def _body(artifact: Artifact) -> Iterator[Body | None]:
     """What the bytes can be read from at any place; None for a small file that is a stream."""
     spot, opener = artifact.spot, artifact.open
-    if spot is not None and spot.store == FILE and artifact.size is not None:
-        yield FileBody(Path(spot.url), artifact.size, spot.version)
-    elif artifact.size is not None and artifact.size <= PART:
+    if artifact.size is not None and artifact.size <= PART:
         yield None
+    elif spot is not None and spot.store == FILE and artifact.size is not None:
+        yield _Told(FileBody(Path(spot.url), artifact.size, spot.version), artifact)
     elif artifact.size is not None and isinstance(opener, Openable):
         yield cast("Body", opener)
     else:
         with _spooled(artifact) as body:
             yield body
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A body that tells what is read of it."""
+
+    inner: Body
+    artifact: Artifact
+
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+        return self.inner.size
+
+    def open(self, start: int, length: int) -> AbstractContextManager[BinaryIO]:
+        """A part, told when it is opened."""
+        _tell(self.artifact, start, length)
+        return self.inner.open(start, length)
+
+
+def _tell(artifact: Artifact, start: int = 0, length: int | None = None) -> None:
+    """Bytes that did not pass through what opens the artifact."""
+    if artifact.told is not None:
+        artifact.told(start, (artifact.size or 0) if length is None else length)
 
 
 @contextmanager
@@ -211,6 +231,10 @@ def _check(artifact: Artifact, size: int, sha256: str) -> None:
         raise Damaged(f"{artifact.path}: {size} bytes were read, not the {artifact.size} that it was said to have.")
 
 
-def _check_size(artifact: Artifact, stored: Stored) -> None:
+def _check_stored(artifact: Artifact, stored: Stored) -> None:
+    """Raises Damaged when what lies in the store now is not what the artifact promised."""
+    whole = digest_text(bytes.fromhex(artifact.sha256)) if artifact.sha256 is not None else ""
+    if whole and stored.digest.startswith("sha256:") and not parts_in(stored.digest) and stored.digest != whole:
+        raise Damaged(f"{artifact.path}: the bytes in the store are not the bytes written (sha256 differs).")
     if artifact.size is not None and stored.size != artifact.size:
         raise Damaged(f"{artifact.path}: {stored.size} bytes lie in the store, and {artifact.size} were to.")

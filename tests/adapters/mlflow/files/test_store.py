@@ -406,7 +406,7 @@ class TestArtifacts:
 
     @pytest.mark.parametrize(
         ("uri", "files", "lost"),
-        [("s3://bucket/1", {}, True), ("mlflow-artifacts:/1/x/artifacts", {}, True),
+        [("abfss://bucket@host/1", {}, True), ("mlflow-artifacts:/1/x/artifacts", {}, True),
          ("file:///C:/no/artifacts", {}, False),
          ("file:///C:/no/artifacts", {"tags/mlflow.log-model.history": "[{}]"}, True)],
     )  # fmt: skip

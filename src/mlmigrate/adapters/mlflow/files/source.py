@@ -31,7 +31,7 @@ def open_source(address: Address, context: Context) -> Source:
 
     Raises NotFound when there is no such folder, or no store in it.
     """
-    return Files(root_of(address), context.settings)
+    return Files(root_of(address), context.settings, Stores.of(context))
 
 
 def root_of(address: Address) -> str:

@@ -60,6 +60,7 @@ class Server:
             system=False,
             records=(),
             owned_artifacts=False,
+            clean_files=True,
             ids=False,
         )
         from mlmigrate.adapters.mlflow.rest.holdings import with_holdings  # noqa: PLC0415  writers import this module

@@ -134,6 +134,12 @@ class Finder:
         here = (one for above in (length - 1, length) for one in made if one.parents[above].is_dir())
         return next(here, None)
 
+    def of_experiment(self, uri: str, experiment: str) -> Path | None:
+        """The folder of an experiment in the places that are looked into beside its own."""
+        if _scheme(uri) not in ("", "file", PROXIED) or not _clean(experiment):
+            return None
+        return next((root / experiment for root in self._roots if (root / experiment).is_dir()), None)
+
     def named(self, uri: str) -> Path | None:
         """The path that a URI itself names on this machine, believed or not; None for one of another kind."""
         local = _local(uri, self.beside)
@@ -171,10 +177,16 @@ class Finder:
         if _scheme(kept.uri) == PROXIED:
             yield from (root.joinpath(*parts) for root in [*given, self.beside / "mlartifacts"])
         length = len(kept.tail)
-        for root in [*given, *(self.beside / name for name in ("mlruns", "mlartifacts", "artifacts"))]:
+        for root in self._roots:
             yield root.joinpath(kept.experiment, *kept.tail)
             if len(parts) > length and tuple(parts[-length:]) == kept.tail:  # <experiment>/<run id>/artifacts
                 yield root.joinpath(*parts[-length - 1 :])
+
+    @property
+    def _roots(self) -> list[Path]:
+        """Folders that may hold those of experiments."""
+        given = map(Path, self.settings.artifacts_at)
+        return [*given, *(self.beside / name for name in ("mlruns", "mlartifacts", "artifacts"))]
 
     def _allowed(self, folder: Path) -> bool:
         return any(folder.is_relative_to(prefix) for prefix in self.settings.allow_artifacts)

@@ -92,8 +92,12 @@ class DatabasePlace:
         if isinstance(folder, str):
             self._sending.put(folder, meant)
             return
-        path, _, _ = local_artifacts.write(folder, meant)
-        self._files.append(path)
+        try:
+            path, _, _ = local_artifacts.write(folder, meant)
+        except (local_artifacts.BadName, local_artifacts.Taken) as error:  # an object store holds such names
+            self.losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", error.message))
+        else:
+            self._files.append(path)
 
     def keep(self, record: Record) -> None:
         """Lays an object, or a row of some table, aside."""

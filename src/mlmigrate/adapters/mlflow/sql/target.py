@@ -105,6 +105,7 @@ class DatabaseTarget:
             records=RECORDS,
             holdings=HOLDINGS,
             column_lengths=column_lengths(self.database.kind),
+            clean_files=self.root == PROXY and not self.keep_uris,  # they go to a disk
         )
 
     def arrived(self) -> Mapping[str, Arrival]:
