@@ -7,6 +7,8 @@ Variables of ours and of MLflow's beside Amazon's: docs/object-stores.md.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from botocore.credentials import create_credential_resolver
 from botocore.exceptions import BotoCoreError
 
 from mlmigrate.errors import Refused, UsageError
+from mlmigrate.storage.twins import own
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 TRUE = ("1", "true", "yes", "on", "requester")
 FRESH = timedelta(minutes=4)  # obstore asks again so often; botocore renews what is about to expire
 CONNECTIONS = 64
+ENDPOINTS = ("MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+BY_ITSELF = (*ENDPOINTS[1:], "AWS_ENDPOINT")  # where obstore looks for an endpoint when it is told none
+QUICK = frozenset({"StorageClass", "ServerSideEncryption", "SSEKMSKeyId"})  # what obstore can say of an object
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}
 _EXAMPLE = 'For example {"StorageClass": "ONEZONE_IA"}'
 
@@ -49,7 +55,12 @@ class Access:
     verify: str | bool
     anonymous: bool
     requester_pays: bool
-    extra: Mapping[str, str]
+    extra: Mapping[str, Any]
+
+    @property
+    def quick(self) -> bool:
+        """Whether obstore can say all that is to be said with what is written; else boto3 writes small files too."""
+        return QUICK.issuperset(self.extra)
 
     @property
     def store(self) -> str:
@@ -66,11 +77,14 @@ class Access:
             response_checksum_validation="when_required",
             retries={"mode": "standard", "max_attempts": 4},
             max_pool_connections=CONNECTIONS,
+            ignore_configured_endpoint_urls=True,  # ours is the side's; the process's may be the other's
             **_TIMEOUTS,
         )
-        return self.session.client(
+        client = self.session.client(
             "s3", region_name=region or self.region, endpoint_url=self.endpoint, verify=self.verify, config=config
         )
+        client.meta.events.register("before-call.s3.DeleteObjects", _with_md5)
+        return client
 
     def options(self, bucket: str, region: str = "") -> tuple[S3Config, ClientConfig]:
         """What obstore's store is made with."""
@@ -81,13 +95,18 @@ class Access:
             "checksum_algorithm": "sha256",
             "skip_signature": self.anonymous,
             "request_payer": self.requester_pays,
+            "s3_express": False,
         }
-        if self.endpoint is not None:
-            host = self.endpoint
+        host = self.endpoint
+        if host is None and any(name in os.environ for name in BY_ITSELF):
+            host = str(self.client(region).meta.endpoint_url)
+        if host is not None:
             if not self.path_style:  # obstore wants the bucket named in it
-                scheme, _, rest = self.endpoint.partition("://")
+                scheme, _, rest = host.partition("://")
                 host = f"{scheme}://{bucket}.{rest}"
             config["endpoint"] = host
+            if "AWS_ENDPOINT_URL_S3" in os.environ:  # would win over what is said so
+                config["aws_endpoint_url_s3"] = host
         if encryption := self.extra.get("ServerSideEncryption"):
             config["server_side_encryption"] = encryption
         if key := self.extra.get("SSEKMSKeyId"):
@@ -98,7 +117,7 @@ class Access:
         options: dict[str, Any] = {
             "allow_http": (self.endpoint or "").startswith("http://"),
             "connect_timeout": "10s",
-            "read_timeout": "60s",
+            "read_timeout": "10min",  # sending a body counts too: 16 MiB may take long on a slow line
             "timeout": "7days",  # of a whole request: a large body takes its time, a silent one does not
             "pool_max_idle_per_host": str(CONNECTIONS),
         }
@@ -143,7 +162,7 @@ def access(env: Mapping[str, str]) -> Access:
     """
     try:
         session = _session(env)
-        endpoint = env.get("MLFLOW_S3_ENDPOINT_URL") or _endpoint(session, env)
+        endpoint = _endpoint(session, env)
         region = _region(session, env)
         s3 = session.get_scoped_config().get("s3") or {}
         ca = env.get("AWS_CA_BUNDLE") or env.get("REQUESTS_CA_BUNDLE") or session.get_scoped_config().get("ca_bundle")
@@ -179,10 +198,8 @@ def _session(env: Mapping[str, str]) -> Any:  # noqa: ANN401  botocore has no ty
         session.set_config_variable("profile", profile)
     if region := env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION"):
         session.set_config_variable("region", region)
-    if env.get("AWS_ACCESS_KEY_ID") and env.get("AWS_SECRET_ACCESS_KEY"):  # these win over a profile, as everywhere
-        session.set_credentials(
-            env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"], env.get("AWS_SESSION_TOKEN") or None
-        )
+    if keys := _keys(env):
+        session.set_credentials(*keys)
         return session
     resolver = create_credential_resolver(session, region_name=session.get_config_variable("region"))
     for provider in resolver.providers:
@@ -193,7 +210,33 @@ def _session(env: Mapping[str, str]) -> Any:  # noqa: ANN401  botocore has no ty
     return session
 
 
+def _keys(env: Mapping[str, str]) -> tuple[str, str, str | None] | None:
+    """The keys that the environment holds. They win over a profile, as everywhere, but not over one side's own."""
+    key, secret, token = (
+        env.get(f"AWS_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
+    )
+    ours = own(env, "AWS_ACCESS_KEY_ID")
+    if not key or not secret or (own(env, "AWS_PROFILE") and not ours):
+        return None
+    if ours and not own(env, "AWS_SESSION_TOKEN"):
+        token = ""  # it belongs to other keys
+    return key, secret, token or None
+
+
 def _endpoint(session: Any, env: Mapping[str, str]) -> str | None:  # noqa: ANN401  as above
+    """A side's own first, be it empty; then that of its own profile; then as everywhere."""
+    for name in ENDPOINTS:
+        if own(env, name):
+            return env[name] or None
+    if own(env, "AWS_PROFILE") and (found := _configured(session, {})):
+        return found
+    if found := env.get("MLFLOW_S3_ENDPOINT_URL"):
+        return found
+    ignored = _set(env, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+    return None if ignored else _configured(session, env)
+
+
+def _configured(session: Any, env: Mapping[str, str]) -> str | None:  # noqa: ANN401  as above
     provider = ConfiguredEndpointProvider(session.full_config, session.get_scoped_config(), "s3", env)
     found: str | None = provider.provide()
     return found
@@ -212,7 +255,7 @@ def _path_style(env: Mapping[str, str], of_profile: str, endpoint: str | None) -
     return endpoint is not None and ".amazonaws.com" not in endpoint
 
 
-def _extra(env: Mapping[str, str]) -> dict[str, str]:
+def _extra(env: Mapping[str, str]) -> dict[str, Any]:
     """What is said with everything that is written."""
     text = env.get("MLFLOW_S3_UPLOAD_EXTRA_ARGS", "")
     try:
@@ -225,13 +268,19 @@ def _extra(env: Mapping[str, str]) -> dict[str, str]:
         raise UsageError("MLFLOW_S3_UPLOAD_EXTRA_ARGS is no JSON object.", _EXAMPLE)
     ours = {
         "StorageClass": env.get("MLMIGRATE_S3_STORAGE_CLASS", ""),
-        "ServerSideEncryption": env.get("MLMIGRATE_S3_SSE", ""),
-        "SSEKMSKeyId": env.get("MLMIGRATE_S3_SSE_KMS_KEY_ID", ""),
+        "ServerSideEncryption": env.get("MLMIGRATE_S3_SSE") or env.get("AWS_SERVER_SIDE_ENCRYPTION", ""),
+        "SSEKMSKeyId": env.get("MLMIGRATE_S3_SSE_KMS_KEY_ID") or env.get("AWS_SSE_KMS_KEY_ID", ""),
     }
-    extra = {name: str(value) for name, value in given.items()} | {name: value for name, value in ours.items() if value}
+    extra = given | {name: value for name, value in ours.items() if value}
     if "SSEKMSKeyId" in extra:
         extra.setdefault("ServerSideEncryption", "aws:kms")
     return extra
+
+
+def _with_md5(params: dict[str, Any], **_: object) -> None:
+    """Older stores want it with this one request, and know no other checksum."""
+    md5 = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(md5).decode()
 
 
 def _set(env: Mapping[str, str], name: str) -> bool:

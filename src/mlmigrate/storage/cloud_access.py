@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlmigrate.errors import UsageError
+from mlmigrate.storage.twins import own
+from mlmigrate.storage.twins import said as said_by
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, GCSStore, RetryConfig
@@ -110,8 +112,8 @@ def _google(match: re.Match[str], env: Mapping[str, str]) -> Way:
 
 def _google_credentials(place: str, env: Mapping[str, str]) -> dict[str, Any]:
     """The one credential that is used. Raises UsageError where obstore would find another by itself."""
-    found = {key: name for key, names in GOOGLE.items() if (name := _said(env, names))}
-    twins = {key: name for key, name in found.items() if _twin(env, name)}
+    found = {key: name for key, names in GOOGLE.items() if (name := said_by(env, names))}
+    twins = {key: name for key, name in found.items() if own(env, name)}
     key, name = next(iter((twins or found).items()), ("", ""))
     by_itself = {one for names in GOOGLE.values() for one in names} - {"GOOGLE_APPLICATION_CREDENTIALS"}
     by_itself |= {"SERVICE_ACCOUNT"}
@@ -162,11 +164,11 @@ def _azure_credentials(env: Mapping[str, str], given: Mapping[str, str]) -> dict
         return said | {"credential_type": "access_key", "account_key": given["AccountKey"]}
     if "SharedAccessSignature" in given:
         return said | {"credential_type": "sas_token", "sas_key": given["SharedAccessSignature"].lstrip("?")}
-    found = {kind: name for kind, words in AZURE.items() for names in words.values() if (name := _said(env, names))}
-    twins = {kind: name for kind, name in found.items() if _twin(env, name)}
+    found = {kind: name for kind, words in AZURE.items() for names in words.values() if (name := said_by(env, names))}
+    twins = {kind: name for kind, name in found.items() if own(env, name)}
     kind, name = next(iter((twins or found).items()), ("managed_identity", ""))
     if kind not in ("access_key", "sas_token", "bearer_token"):
-        said |= {key: env[one] for key, names in IDENTITY.items() if (one := _said(env, names))}
+        said |= {key: env[one] for key, names in IDENTITY.items() if (one := said_by(env, names))}
     for key in AZURE.get(kind, ()):
         said[key] = env[name].lower() in TRUE if key == "use_azure_cli" else env[name].lstrip("?")
     return said | {"credential_type": kind}
@@ -175,8 +177,8 @@ def _azure_credentials(env: Mapping[str, str], given: Mapping[str, str]) -> dict
 def _connection(env: Mapping[str, str]) -> dict[str, str]:
     """What a connection string says; nothing where one of the side's own variables is to win over it."""
     text = env.get("AZURE_STORAGE_CONNECTION_STRING", "")
-    keys = [name for words in AZURE.values() for names in words.values() if (name := _said(env, names))]
-    if not text or (any(_twin(env, name) for name in keys) and not _twin(env, "AZURE_STORAGE_CONNECTION_STRING")):
+    keys = [name for words in AZURE.values() for names in words.values() if (name := said_by(env, names))]
+    if not text or (any(own(env, name) for name in keys) and not own(env, "AZURE_STORAGE_CONNECTION_STRING")):
         return {}
     if "usedevelopmentstorage=true" in text.lower():
         text = DEVELOPMENT
@@ -201,7 +203,7 @@ def _client(env: Mapping[str, str], endpoint: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": "10s",
-        "read_timeout": "5min",
+        "read_timeout": "10min",  # sending a body counts too: 16 MiB may take long on a slow line
         "timeout": "7days",  # of a whole request: a large body takes its time, a silent one does not
     }
     if bundle := env.get("REQUESTS_CA_BUNDLE"):
@@ -212,14 +214,3 @@ def _client(env: Mapping[str, str], endpoint: str) -> dict[str, Any]:
                 f"The CA bundle {bundle} cannot be read: {error.strerror}.", "REQUESTS_CA_BUNDLE"
             ) from error
     return options
-
-
-def _said(env: Mapping[str, str], names: tuple[str, ...]) -> str:
-    """The variable that counts: a twin, else the first that is set; "" for none."""
-    there = [name for name in names if env.get(name)]
-    return next((name for name in there if _twin(env, name)), there[0] if there else "")
-
-
-def _twin(env: Mapping[str, str], name: str) -> bool:
-    """Whether the variable was given to this side alone."""
-    return name in env and env[name] in (env.get(f"SOURCE_{name}"), env.get(f"TARGET_{name}"))

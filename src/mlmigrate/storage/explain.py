@@ -93,6 +93,8 @@ def of_code(code: str, status: int, place: str, why: str = "") -> MigrateError: 
     """The error that S3's code, or else the HTTP status, stands for."""
     if code in REFUSED:
         return Refused(f"{place}: {REFUSED[code]} ({code}).", RENEW if "expired" in REFUSED[code] else "")
+    if code == "400":  # the answer to a HEAD has no text: Amazon says so when a token has expired
+        return Refused(f"{place}: the credentials are not valid, or have expired (400).", RENEW)
     if code in GONE:
         return NotFound(f"{place}: {GONE[code]} ({code}).")
     if code in FULL or status == 507:  # noqa: PLR2004  HTTP's

@@ -229,7 +229,7 @@ class S3Objects:
         full = self.writable(key)
         self.throttle.request(len(data))
         digest = bytes.fromhex(sha256) if sha256 else hashlib.sha256(data).digest()
-        if _plain(full):
+        if _plain(full) and self.access.quick:
             etag = self._quick_put(full, key, data, create=create)
         else:
             etag = self._strange_put(full, data, digest, create=create)
