@@ -3,7 +3,7 @@
 A run's artifact URI is chosen by the server, so it never leads to a local file or to a host that
 nobody named:
 
-    mlflow-artifacts:/...        asked from the server itself, through its proxy
+    mlflow-artifacts:/...        asked from the server itself: by URLs that it signs, or through its proxy
     s3:, gs:, az:                from the store itself
     what --allow-artifacts says  likewise
     all else                     asked from the server, run by run or model by model: it reads its own disk for us;
@@ -13,16 +13,19 @@ nobody named:
 from __future__ import annotations
 
 import io
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from functools import cached_property, partial
+from typing import BinaryIO, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from mlmigrate.adapters.mlflow.repositories import allowed, direct, repository_artifacts, strange_path
-from mlmigrate.adapters.mlflow.rest.client import Client, Params, path_of
+from mlmigrate.adapters.mlflow.rest.client import CHUNK, Client, Params, path_of
+from mlmigrate.adapters.mlflow.rest.downloads import WHOLE, Downloads, Resumed
 from mlmigrate.adapters.mlflow.rest.wire import Files
 from mlmigrate.address import hide_secrets
 from mlmigrate.errors import MigrateError, Unavailable
@@ -37,8 +40,10 @@ MODEL_GET = "ajax-api/2.0/mlflow/logged-models/{}/artifacts/files"
 TRACE = "@trace/"
 TRACE_FILE = "traces.json"
 TRACE_GET = "ajax-api/2.0/mlflow/get-trace-artifact"
-SMALL = 1 << 20  # bytes; smaller files are fetched ahead
-AHEAD = 16  # files
+LISTS = 8  # folders that are listed at once
+AHEAD = 64  # small files that are fetched before they are asked for
+BYTES_AHEAD = 64 << 20  # of them
+LATELY = 2 * AHEAD  # files after which one that was read tells nothing any more
 DEEPEST = 100  # folders in folders; a listing that goes deeper goes round in circles
 
 
@@ -84,6 +89,10 @@ class Root:
         """Where the proxy takes a file, and gives it."""
         return f"{PROXY}/{path_of(self.folder or '', path)}"
 
+    def signed(self, path: str) -> str | None:
+        """What the proxy calls a file, where it may give a URL for it."""
+        return f"{self.folder}/{path}" if self.folder is not None else None
+
     def below(self, path: str, listed: str) -> str:
         """The path in the run of what was listed in the folder `path`: the proxy gives bare names."""
         return f"{path}/{listed}" if path and self.folder is not None else listed
@@ -108,15 +117,81 @@ def proxied(uri: str, base: str) -> str | None:
     return folder if folder and strange_path(folder) is None else None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Listed:
-    """A file that was found, and its bytes once they are asked for ahead of need."""
+    """A file that was found, and its bytes once they are asked for ahead of need.
+
+    signed   what the proxy calls it, where it may give a URL for it
+    bytes    None in it: it is larger than was said
+    """
 
     owner: str
     path: str
     size: int | None
     requests: list[tuple[str, Params | None]]
-    bytes: Future[bytes] | None = None
+    signed: str | None = None
+    bytes: Future[bytes | None] | None = None
+    opened: bool = False
+
+    @property
+    def small(self) -> bool:
+        """Whether it is read whole. Servers leave out the size of empty files."""
+        return self.size is None or self.size <= WHOLE
+
+
+class Window:
+    """The next few files, and those given out lately. Once one is read, the others are fetched, within bounds."""
+
+    def __init__(self, fetch: Callable[[Listed], Future[bytes | None]]) -> None:
+        self._fetch = fetch
+        self._given: deque[Listed] = deque(maxlen=AHEAD)
+        self._next: deque[Listed | Artifact] = deque()
+        self._count, self._read = 0, -LATELY
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._next)
+
+    def add(self, found: Listed | Artifact) -> None:
+        """One more that was found."""
+        self._next.append(found)
+
+    def take(self) -> Listed | Artifact:
+        """The one that comes next."""
+        with self._lock:
+            if self._count - self._read < LATELY:
+                self._ask()
+            found = self._next.popleft()
+            self._count += 1
+            if isinstance(found, Listed):
+                self._given.append(found)
+        return found
+
+    def open(self, listed: Listed) -> Future[bytes | None] | None:
+        """Its bytes, if they were asked for; somebody reads it now."""
+        with self._lock:
+            fetched, listed.bytes, listed.opened = listed.bytes, None, True
+            self._read = self._count
+            self._ask()
+        return fetched
+
+    def _ask(self) -> None:
+        files = [one for one in (*self._given, *self._next) if isinstance(one, Listed) and one.small]
+        room = BYTES_AHEAD - sum(one.size or 0 for one in files if one.bytes is not None)
+        for one in files:
+            if one.bytes is not None or one.opened:
+                continue
+            room -= one.size or 0
+            if room < 0:
+                return
+            one.bytes = self._fetch(one)
+
+    def close(self) -> None:
+        """Nobody will ask for more."""
+        with self._lock:
+            for one in self._next:
+                if isinstance(one, Listed) and one.bytes is not None:
+                    one.bytes.cancel()
 
 
 @dataclass
@@ -128,6 +203,11 @@ class Shelf:
     allow: tuple[str, ...]
     losses: list[Loss] = field(default_factory=list)
     used: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    @cached_property
+    def downloads(self) -> Downloads:
+        """Files by the URLs that the server signs."""
+        return Downloads(self.client, self.allow)
 
     def in_use(self, uri: str) -> bool:
         """Whether the proxy has any files at ".../<id>/artifacts": the folder of all ids is listed once."""
@@ -148,52 +228,72 @@ class Shelf:
 
     def of(self, runs: Iterable[tuple[str, str]]) -> Iterator[Artifact]:
         """The files of the runs, given as (id, artifact URI)."""
-        wanted = False  # whether the last file was opened: then the next ones are fetched ahead
-        ahead: deque[Listed | Artifact] = deque()
+        window = Window(lambda listed: self.client.stores.submit(self._whole, listed))
+        try:
+            for found in self._found(runs):
+                window.add(found)
+                if len(window) >= AHEAD:
+                    yield self._given(window)
+            while len(window):
+                yield self._given(window)
+        finally:
+            window.close()
 
-        def opener(listed: Listed) -> Callable[[], AbstractContextManager[BinaryIO]]:
-            def opened() -> AbstractContextManager[BinaryIO]:
-                nonlocal wanted
-                wanted = True
-                self._fetch(ahead)
-                return self._open(listed)
-
-            return opened
-
-        for found in self._found(runs):
-            ahead.append(found)
-            if len(ahead) < AHEAD:
-                continue
-            if wanted:
-                self._fetch(ahead)
-            yield self._given(ahead.popleft(), opener)
-        while ahead:
-            yield self._given(ahead.popleft(), opener)
-
-    def _given(
-        self, found: Listed | Artifact, opener: Callable[[Listed], Callable[[], AbstractContextManager[BinaryIO]]]
-    ) -> Artifact:
+    def _given(self, window: Window) -> Artifact:
+        found = window.take()
         if isinstance(found, Artifact):
             return found
-        return Artifact(found.owner, found.path, opener(found), found.size)
+        return Artifact(found.owner, found.path, partial(self._open, window, found), found.size)
 
-    def _fetch(self, ahead: Sequence[Listed | Artifact]) -> None:
-        for one in list(ahead):
-            if isinstance(one, Listed) and one.bytes is None and one.size is not None and one.size <= SMALL:
-                one.bytes = self.pool.submit(self._whole, one)
-
-    def _whole(self, listed: Listed) -> bytes:
+    def _whole(self, listed: Listed) -> bytes | None:
         return self.client.again.do(listed.path, self._read, listed)
 
-    def _read(self, listed: Listed) -> bytes:
+    def _read(self, listed: Listed) -> bytes | None:
+        """A small file, by URL or through the proxy; None for one that is not small."""
+        if listed.signed is not None and (data := self.downloads.whole(listed.signed, listed.size)) is not None:
+            return data
         with self._stream(listed) as stream:
-            return stream.read()
+            data = stream.read(WHOLE + 1)
+        return data if len(data) <= WHOLE else None
 
-    def _open(self, listed: Listed) -> AbstractContextManager[BinaryIO]:
-        fetched, listed.bytes = listed.bytes, None
-        if fetched is None:
-            return self._stream(listed)
-        return io.BytesIO(fetched.result())
+    @contextmanager
+    def _open(self, window: Window, listed: Listed) -> Iterator[BinaryIO]:
+        fetched = window.open(listed)
+        if fetched is None and listed.small:
+            data = self._whole(listed)
+        else:
+            data = None if fetched is None or fetched.cancelled() else fetched.result()
+        if data is not None:
+            yield io.BytesIO(data)
+            return
+        with self._large(listed) as stream:
+            yield stream
+
+    @contextmanager
+    def _large(self, listed: Listed) -> Iterator[BinaryIO]:
+        """A file of any size as a stream, by URL or through the proxy."""
+        with ExitStack() as stack:
+            stream = None
+            if listed.signed is not None and listed.size:
+                stream = stack.enter_context(self.downloads.stream(listed.signed, listed.size))
+            yield stream or stack.enter_context(self._resumed(listed))
+
+    @contextmanager
+    def _resumed(self, listed: Listed) -> Iterator[BinaryIO]:
+        with self.client.again.do(listed.path, self._begun, listed) as raw:
+            yield cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", raw), CHUNK))
+
+    def _begun(self, listed: Listed) -> Resumed:
+        """The answer to the first request that the server does not refuse."""
+        *others, last = listed.requests
+        for request in others:
+            try:
+                return Resumed(self.client, *request, listed.size)
+            except Unavailable:
+                raise
+            except MigrateError:
+                continue
+        return Resumed(self.client, *last, listed.size)
 
     @contextmanager
     def _stream(self, listed: Listed) -> Iterator[BinaryIO]:
@@ -216,7 +316,7 @@ class Shelf:
         under_way: deque[tuple[str, Future[list[Listed | Artifact]]]] = deque()
         left = iter(runs)
         while True:
-            while len(under_way) < AHEAD // 2 and (run := next(left, None)) is not None:
+            while len(under_way) < LISTS and (run := next(left, None)) is not None:
                 under_way.append((run[0], self.pool.submit(self._list, *run)))
             if not under_way:
                 return
@@ -262,7 +362,7 @@ class Shelf:
             elif info.is_dir:
                 yield from self._walk(root, found, depth + 1)
             else:
-                yield Listed(root.run, found, info.file_size, root.file(found))
+                yield Listed(root.run, found, info.file_size, root.file(found), root.signed(found))
 
 
 def _stray(folder: str, path: str) -> str | None:

@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import IO, Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -41,8 +43,10 @@ from mlmigrate.adapters.mlflow.rest.managed import (
     unasked,
     without_nulls,
 )
+from mlmigrate.adapters.mlflow.rest.presigned import Offers, Presigned, endpoints
 from mlmigrate.adapters.mlflow.rest.wire import Anything, decode, encode
 from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused, Unavailable, UsageError
+from mlmigrate.storage.throttle import Throttle
 
 T = TypeVar("T")
 Params = Mapping[str, str | int | Sequence[str]]
@@ -219,10 +223,19 @@ class _Pace:
             self._not_before = max(self._not_before, time.monotonic() + min(seconds, LONGEST_WAIT))
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A 2xx answer. `read` gives its next bytes, no more than so many; none at the end. It may raise Unavailable."""
+
+    status: int
+    headers: Mapping[str, str]
+    read: Callable[[int], bytes]
+
+
 class Client:
     """One server. Calls may come from several threads. `cuts` says which values turned out too long for it."""
 
-    def __init__(self, login: Login, again: Again, timeout: float = 120.0, connections: int = 32) -> None:
+    def __init__(self, login: Login, again: Again, timeout: float = 120.0, connections: int = 64) -> None:
         self.login = login
         self.again = again
         self.stores = Stores({})  # the object stores that this side reaches: who opens the server tells which
@@ -232,6 +245,8 @@ class Client:
         self.cuts = Cuts()
         self._pace = _Pace()
         self._folders: set[str] = set()  # that are there for experiments
+        self.offers = Offers()
+        self._seconds = timeout
         self._timeout = urllib3.Timeout(connect=15.0, read=timeout)
         self._http = self._pool(parts.scheme, connections)
 
@@ -248,8 +263,15 @@ class Client:
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         return manager
 
+    @cached_property
+    def presigned(self) -> Presigned:
+        """What asks the store behind the server by URLs that the server signs."""
+        return Presigned(self.login.base, endpoints(self.stores.env), self._seconds, self.stores.throttle)
+
     def close(self) -> None:
         self._http.clear()
+        if "presigned" in self.__dict__:
+            self.presigned.close()
         self.stores.close()
 
     def get(self, path: str, kind: type[T], params: Params | None = None) -> T:
@@ -305,6 +327,7 @@ class Client:
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # the caller closes it
         with self._answer("GET", path, asked(self.login.service, path, params), None, None) as response:
             while data := response.read(CHUNK):
+                self.stores.throttle.payload(len(data))
                 file.write(data)
         file.seek(0)
         return file
@@ -313,15 +336,23 @@ class Client:
     def stream(self, path: str, params: Params | None = None, size: int | None = None) -> Iterator[BinaryIO]:
         """The bytes of an answer, as they come. Fewer than `size` of them are an error, when they end."""
         with self._answer("GET", path, params, None, None) as response:
-            stream = cast("io.RawIOBase", _Stream(response, size, self.shown(path)))
+            stream = cast("io.RawIOBase", _Stream(response, size, self.shown(path), self.stores.throttle))
             yield cast("BinaryIO", io.BufferedReader(stream, CHUNK))
+
+    @contextmanager
+    def answer(self, path: str, params: Params | None, headers: Mapping[str, str]) -> Iterator[Answer]:
+        """What comes to a request for bytes. One request, whatever comes of it."""
+        with self._answer("GET", path, params, None, headers) as response:
+            stream = _Stream(response, None, self.shown(path), self.stores.throttle)
+            yield Answer(response.status, response.headers, stream.some)
 
     def upload(self, path: str, data: BinaryIO, size: int | None) -> None:
         """Puts a file, streamed."""
         headers = {"Content-Type": "application/octet-stream"}
         if size is not None:
             headers["Content-Length"] = str(size)
-        body = data if size is not None else _chunks(data)
+        paid = _paid(data, self.stores.throttle)
+        body = paid if size is not None else _chunks(paid)
         with self._answer("PUT", path, None, body, headers) as response:
             self._taken(path, response)
 
@@ -352,6 +383,7 @@ class Client:
         headers = {"Content-Type": "application/json"} if data is not None else {}
         with self._answer(method, path, params, data, headers) as response:
             read = response.read(LARGEST_ANSWER + 1)
+        self.stores.throttle.payload(len(read))
         if len(read) > LARGEST_ANSWER:
             raise BadData(f"{self.shown(path)} gave an answer of more than {LARGEST_ANSWER >> 20} MiB.")
         return read
@@ -422,6 +454,7 @@ class Client:
     ) -> BaseHTTPResponse:
         group, rate = rate_of(self.login.service, path) or ("", None)
         self._pace.wait(group, rate, self._stopped)
+        self.stores.throttle.request(len(body) if isinstance(body, bytes) else 0)  # a stream pays as it is read
         url, sent = self._url(path, params), self._headers(headers or {})
         if self.login.sign is not None:
             url, sent, body = self.login.sign.sign(method, url, sent, body)
@@ -469,25 +502,52 @@ def _chunks(data: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
+def _paid(data: BinaryIO, throttle: Throttle) -> BinaryIO:
+    """The same bytes, paid for as they are read."""
+    return cast("BinaryIO", _Paid(data, throttle)) if throttle.bytes.rate else data
+
+
+class _Paid(io.RawIOBase):
+    """A file on its way to a server."""
+
+    def __init__(self, data: BinaryIO, throttle: Throttle) -> None:
+        self._data, self._throttle = data, throttle
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self._data.read(CHUNK if size is None or size < 0 else size) or b""
+        self._throttle.payload(len(data))
+        return data
+
+
 class _Stream(io.RawIOBase):
     """A response as a file."""
 
-    def __init__(self, response: BaseHTTPResponse, size: int | None, where: str) -> None:
+    def __init__(self, response: BaseHTTPResponse, size: int | None, where: str, throttle: Throttle) -> None:
         self._response = response
         self._left = size
         self._where = where
+        self._throttle = throttle
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401  # any writable buffer, as RawIOBase has it
-        try:
-            data = self._response.read(len(buffer))
-        except (HTTPError, ConnectionError, TimeoutError) as error:
-            raise explain(error, self._where) or error from error
+        data = self.some(len(buffer))
         buffer[: len(data)] = data
         self._count(len(data))
         return len(data)
+
+    def some(self, most: int) -> bytes:
+        """The next bytes, no more than so many."""
+        try:
+            data = self._response.read(most)
+        except (HTTPError, ConnectionError, TimeoutError) as error:
+            raise explain(error, self._where) or error from error
+        self._throttle.payload(len(data))
+        return data
 
     def _count(self, read: int) -> None:
         if self._left is None:

@@ -12,13 +12,14 @@ from functools import partial
 from typing import BinaryIO
 
 from mlmigrate.adapters.mlflow.repositories import allowed, direct, repository_writer, strange_path
-from mlmigrate.adapters.mlflow.rest.artifacts import SMALL, Root, proxied, shown
+from mlmigrate.adapters.mlflow.rest.artifacts import Root, proxied, shown
 from mlmigrate.adapters.mlflow.rest.client import CHUNK, Client
 from mlmigrate.adapters.mlflow.rest.wire import Files
-from mlmigrate.errors import BadData, Damaged, MigrateError, NotFound, Unavailable
+from mlmigrate.errors import Damaged, MigrateError, NotFound, Unavailable
 from mlmigrate.model import Artifact, Loss
 
 UPLOAD = "ajax-api/2.0/mlflow/upload-artifact"  # servers from 2.9; for roots on the server's own disk
+SMALL = 1 << 20  # bytes; smaller files are sent several at a time
 LARGEST = 10 << 20  # bytes; what that route takes
 UNSERVABLE = "#"  # MLflow refuses to serve such names
 
@@ -35,7 +36,8 @@ class Uploads:
     def of(self, run: str, uri: str, artifact: Artifact) -> Callable[[], None] | None:
         """What sends this file, to be called from any thread; large ones are sent before this comes back."""
         if why := strange_path(artifact.path):
-            raise BadData(f"An artifact is named {artifact.path!r}, which is {why}.")
+            self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", f"its name is {why}"))
+            return None
         folder = proxied(uri, self._client.login.base)
         if folder is not None:
             return self._through_proxy(Root(run, folder), artifact)

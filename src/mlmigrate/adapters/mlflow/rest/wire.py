@@ -199,10 +199,35 @@ class Files(msgspec.Struct, frozen=True):
 
 
 class ServerInfo(msgspec.Struct, frozen=True):
-    """What a server says of itself (3.9 and later)."""
+    """What a server says of itself (3.9 and later; of files in parts, 3.11 and later)."""
 
     store_type: str = ""
     workspaces_enabled: bool = False
+    multipart_uploads_enabled: bool | None = None
+    multipart_downloads_enabled: bool | None = None
+
+
+class Link(msgspec.Struct, frozen=True):
+    """A URL by which a store gives a file."""
+
+    url: str = ""
+    headers: dict[str, str] = {}
+    file_size: int | None = None
+
+
+class PartLink(msgspec.Struct, frozen=True):
+    """A URL by which a store takes a part of a file."""
+
+    url: str = ""
+    part_number: int = 0
+    headers: dict[str, str] = {}
+
+
+class PartLinks(msgspec.Struct, frozen=True):
+    """An upload in parts that was begun. Azure's have no id."""
+
+    upload_id: str = ""
+    credentials: list[PartLink] = []
 
 
 class Anything(msgspec.Struct, frozen=True):
