@@ -77,7 +77,7 @@ class Ledger:
         """
         with _explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock = _locked(file)
+            lock = locked(file)
             try:
                 if restart:
                     _forget(file)
@@ -186,12 +186,12 @@ def default_file(source: Address, target: Address) -> Path:
             folder = Path(place.place).absolute()
             return folder.with_name(f"{folder.name}.{pair}{SUFFIX}")
     names = "-".join(re.sub(r"[^\w.]+", "_", place.shown).strip("_")[:60] for place in (source, target))
-    return _state_folder() / f"{names}.{pair}{SUFFIX}"
+    return state_folder() / f"{names}.{pair}{SUFFIX}"
 
 
 def newest() -> Path | None:
     """The ledger written to last, here or in the state folder."""
-    found = [*Path.cwd().glob("*" + SUFFIX), *_state_folder().glob("*" + SUFFIX)]
+    found = [*Path.cwd().glob("*" + SUFFIX), *state_folder().glob("*" + SUFFIX)]
     return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
@@ -267,7 +267,8 @@ def _begin(db: sqlite3.Connection, file: Path, source: str, target: str) -> None
         )
 
 
-def _locked(file: Path) -> IO[bytes]:
+def locked(file: Path) -> IO[bytes]:
+    """Holds the ledger for this process until what is given is closed. Raises LedgerInUse."""
     # A file of its own: closing any descriptor of the database would drop SQLite's own locks.
     lock = file.with_name(file.name + ".lock").open("ab")
     try:
@@ -337,7 +338,8 @@ def _full(error: Exception, file: Path) -> bool:
     return file.parent.is_dir() and shutil.disk_usage(file.parent).free < LEAST
 
 
-def _state_folder() -> Path:
+def state_folder() -> Path:
+    """Where ledgers lie that have no better place."""
     root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(root).expanduser() / "mlmigrate"
 

@@ -99,3 +99,15 @@ class Estate(Protocol):
         """One transaction; leaving without commit changes nothing. Raises Unavailable when others hold the store."""
 
     def close(self) -> None: ...
+
+
+class Downloads(Protocol):
+    """The tracker's own client, which downloads as everybody downloads. Used by many threads."""
+
+    def of_uri(self, uri: str, to: Path) -> Path:
+        """The file at an artifact's address, downloaded below the folder `to`. Raises NotFound, MigrateError."""
+
+    def of_run(self, run: str, path: str, to: Path) -> Path:
+        """A file of a run, through the server."""
+
+    def close(self) -> None: ...

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from mlmigrate.adapters.base import Context, Names, SameNames, Source, Target
-from mlmigrate.adapters.estate import Estate
+from mlmigrate.adapters.estate import Downloads, Estate
 from mlmigrate.address import Address
 from mlmigrate.errors import UsageError
 from mlmigrate.model import Record
@@ -53,6 +53,12 @@ def open_estate(address: Address, context: Context) -> Estate:
     """The store opened for a move of its artifacts; nothing is written yet. Raises as `open_source` does."""
     estate: Estate = _opener(address, "open_estate", "move the artifacts of")(address, context)
     return estate
+
+
+def open_downloads(kind: str, env: Mapping[str, str], server: str = "") -> Downloads:
+    """The tracker's own client for downloading files, to be closed. Raises UsageError when it is not installed."""
+    downloads: Downloads = module_of(kind).open_downloads(env, server)
+    return downloads
 
 
 def name_of(kind: str, record: Record) -> str:

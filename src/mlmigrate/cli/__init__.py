@@ -15,6 +15,7 @@ COMMANDS = {
     "import": "Copy out of an archive.",
     "copy": "Copy from one place into another.",
     "verify": "Compare two places and list every difference.",
+    "relocate": "Move a store's artifacts to another place, and switch its URIs.",
     "list": "The experiments and runs of a place.",
     "status": "How far a copy is, also while it runs.",
     "report": "What happened in a copy.",

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mlmigrate.adapters.base import Context, Names, Source, Target
-from mlmigrate.adapters.estate import Estate
+from mlmigrate.adapters.estate import Downloads, Estate
 from mlmigrate.address import Address
 from mlmigrate.errors import UsageError
 from mlmigrate.model import Record
@@ -60,6 +60,12 @@ def open_estate(address: Address, context: Context) -> Estate:
         )
     estate: Estate = module.open_estate(address, context)
     return estate
+
+
+def open_downloads(env: Mapping[str, str], server: str = "") -> Downloads:
+    """MLflow's own client, in a process that sees `env`; through `server` where one is given."""
+    downloads: Downloads = import_module(f"{__name__}.downloads").Downloads(env, server)
+    return downloads
 
 
 def places_under(folder: Path) -> list[Address]:

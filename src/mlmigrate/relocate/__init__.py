@@ -1,0 +1,1 @@
+"""A live store's artifacts moved to another place, its addresses switched, and all of it undoable."""
