@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.base import Reading
+from mlmigrate.costs import Cost, Costs, Ways
 from mlmigrate.events import Progress
 from mlmigrate.model import Loss, RunRef
-from mlmigrate.pack import Contents, packs
+from mlmigrate.pack import Contents, Left, packs
+from mlmigrate.passing import Passing
 from mlmigrate.survey import Job, Places, Survey, named_records, opened, survey
 
 
@@ -34,7 +36,8 @@ class Line:
 class Plan:
     """`rules` counts how many names each mapping rule met, `records` the records by kind.
 
-    `quick` plans read no points, no artifacts and no records.
+    `quick` plans read no points, no artifacts and no records. `left` is what --max-artifact-size, --include and
+    --exclude leave behind; each of these files is among the losses too. `costs`: see costs.py; none when `quick`.
     """
 
     source: str
@@ -46,6 +49,8 @@ class Plan:
     rules: tuple[tuple[str, int], ...]
     quick: bool
     records: Mapping[str, int] = field(default_factory=dict)
+    left: Left = field(default_factory=Left)
+    costs: tuple[Cost, ...] = ()
 
 
 def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
@@ -54,7 +59,7 @@ def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
         progress.note(f"Reading {job.source.shown}")
         seen = survey(places)
         progress.begin("plan", len(seen.todo), sum(ref.points for ref in seen.todo), sum(ref.size for ref in seen.todo))
-        count = _Count(places, seen, quick)
+        count = _Count(places, seen, quick, Costs(Ways.of(job)))
         for pack in packs(seen.todo, places.source.packing):
             places.steps.do("a pack", count.add, pack.refs)
         named = places.steps.do("models", named_records, places, seen.todo)
@@ -71,7 +76,19 @@ def plan(job: Job, progress: Progress, quick: bool = False) -> Plan:
             rules=tuple(count.rules()),
             quick=quick,
             records=count.records,
+            left=count.left,
+            costs=() if quick else tuple(count.costs.all()),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Drained:
+    """What one pack comes to, by experiment name; and what it costs."""
+
+    points: Counter[str]
+    artifacts: Counter[str]
+    sizes: Counter[str]
+    costs: Costs
 
 
 @dataclass
@@ -81,6 +98,7 @@ class _Count:
     places: Places
     survey: Survey
     quick: bool
+    costs: Costs
     losses: list[Loss] = field(default_factory=list)
     runs: Counter[str] = field(default_factory=Counter)
     points: Counter[str] = field(default_factory=Counter)
@@ -88,9 +106,11 @@ class _Count:
     sizes: Counter[str] = field(default_factory=Counter)
     names: set[tuple[str, str]] = field(default_factory=set)
     records: Counter[str] = field(default_factory=Counter)
+    left: Left = field(default_factory=Left)
 
     def add(self, refs: tuple[RunRef, ...]) -> None:
         """Counts a pack; only once it was read to its end, for it may be read again."""
+        passing, costs = self.places.passing(), Costs(self.costs.ways)
         with self.places.source.read(refs) as reading:
             contents = Contents(reading, self.places.recipe)
             experiments = {run.id: self._name(run.experiment) for run in contents.runs}
@@ -100,35 +120,33 @@ class _Count:
                     points[self._name(ref.experiment)] += ref.points
                     sizes[self._name(ref.experiment)] += ref.size
             else:
-                self._drain(contents, experiments, points, artifacts, sizes)
+                with passing.going():
+                    self._drain(contents, experiments, _Drained(points, artifacts, sizes, costs), passing)
             names = set(self._names(reading, contents))
         self.runs.update(experiments.values())
         self.points += points
         self.artifacts += artifacts
         self.sizes += sizes
+        self.costs += costs
+        self.left += contents.left
         self.names |= names
         self.records += contents.records_seen
         self.losses += contents.losses
 
-    def _drain(
-        self,
-        contents: Contents,
-        experiments: dict[str, str],
-        points: Counter[str],
-        artifacts: Counter[str],
-        sizes: Counter[str],
-    ) -> None:
+    def _drain(self, contents: Contents, experiments: dict[str, str], into: _Drained, passing: Passing) -> None:
         for batch in contents.points():
             for count in pc.value_counts(batch["run"]).to_pylist():
-                points[experiments[count["values"]]] += count["counts"]
-            self.places.progress.advance(points=len(batch))
+                into.points[experiments[count["values"]]] += count["counts"]
+            passing.points(len(batch))
         for _ in contents.records():  # before their files
             pass
         for artifact in contents.artifacts():
             name = experiments.get(artifact.owner, "")
-            artifacts[name] += 1
-            sizes[name] += artifact.size or 0
-            self.places.progress.advance(artifacts=1, size=artifact.size or 0)
+            into.artifacts[name] += 1
+            into.sizes[name] += artifact.size or 0
+            into.costs.artifact(artifact)
+            passing.seen(artifact)
+        into.costs.pack(contents.points_seen)
 
     def _names(self, reading: Reading, contents: Contents) -> Iterator[tuple[str, str]]:
         mapping = self.places.recipe.mapping

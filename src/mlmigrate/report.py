@@ -13,6 +13,7 @@ from datetime import datetime
 from unicodedata import combining, east_asian_width
 
 from mlmigrate.address import hide_secrets
+from mlmigrate.costs import Cost
 from mlmigrate.events import Failure
 from mlmigrate.ledger import State
 from mlmigrate.model import Finding, Loss
@@ -263,7 +264,10 @@ def planned(plan: Plan, job: Job) -> list[str]:
     if plan.losses:
         lines.append(f"{about}{several(len(plan.losses), 'thing')} cannot be carried as they are:")
         lines += grouped(plan.losses)
+    if plan.left.artifacts:
+        lines.append(f"Left behind as asked: {several(plan.left.artifacts, 'artifact')}, {size(plan.left.size)}.")
     lines += _rules(plan.rules)
+    lines += _costs(plan.costs)
     return [*lines, f"Nothing was written. To copy: {command('copy', job)}"]
 
 
@@ -290,6 +294,28 @@ def _rules(rules: Sequence[tuple[str, int]]) -> Iterator[str]:
         yield f"{several(len(rules), 'rule')} of the mapping:"
         met = [(rule, several(count, "name") if count else "met none") for rule, count in rules]
         yield from ("  " + line for line in table(met))
+
+
+def _costs(costs: Sequence[Cost]) -> Iterator[str]:
+    """Requests and bytes, for those who pay for them."""
+    stores = [cost for cost in costs if cost.way == "store"]
+    servers = [cost for cost in costs if cost.way == "server"]
+    if stores:
+        yield "Object stores, estimated:"
+        head = ("", "PUT, COPY, LIST", "GET, HEAD", "up", "down", "copied inside")
+        yield from table(
+            [
+                head,
+                *(
+                    (f"  {one.place}", amount(one.puts), amount(one.gets), *map(size, (one.up, one.down, one.inside)))
+                    for one in stores
+                ),
+            ],
+            right=(1, 2, 3, 4, 5),
+        )
+    for one in servers:
+        requests, gone = several(one.puts + one.gets, "request"), size(one.up + one.down)
+        yield escape(f"Through {one.place}: {requests} for artifacts, {gone}.")
 
 
 # verify

@@ -74,6 +74,17 @@ def _messages(plan: Plan) -> Iterator[Message]:
     yield from (messages.Oddity(what=one.what, because=one.because) for one in plan.oddities)
     yield from map(progress.loss_message, plan.losses)
     yield from (messages.Rule(rule=rule, names=count) for rule, count in plan.rules)
+    for cost in plan.costs:
+        yield messages.PlannedCost(
+            side=cost.side,
+            way=cost.way,
+            place=cost.place,
+            put_requests=cost.puts,
+            get_requests=cost.gets,
+            bytes_up=cost.up,
+            bytes_down=cost.down,
+            bytes_inside=cost.inside,
+        )
     yield messages.Planned(
         source=plan.source,
         target=plan.target,
@@ -84,4 +95,6 @@ def _messages(plan: Plan) -> Iterator[Message]:
         bytes=sum(one.size for one in plan.lines),
         losses=len(plan.losses),
         records=dict(plan.records),
+        artifacts_left=plan.left.artifacts,
+        bytes_left=plan.left.size,
     )
