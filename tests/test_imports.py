@@ -31,6 +31,7 @@ ROOMS = {
     "compare": 2,
     "pack": 2,
     "passing": 2,
+    "weighing": 2,
     "survey": 2,
     "costs": 3,
     "transfer": 3,

@@ -214,6 +214,8 @@ class Contents:
             self.left += Left(1, artifact.size or 0)
         elif not self._has_owner(artifact.owner):
             because = "the target has no place for it"
+        elif self._recipe.limits.clean_files and not _clean(artifact.path):
+            because = "its name is no clean relative path, and the target can hold no other"
         if because:
             self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", because))
         return not because
@@ -269,6 +271,11 @@ def _larger(artifact: Artifact, most: int) -> bool:
     except MigrateError:  # whoever is to write it will say what stands in the way
         return False
     return size > most
+
+
+def _clean(path: str) -> bool:
+    """Whether a path names a file below a folder, and nothing else."""
+    return "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
 
 
 def _run_by_run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

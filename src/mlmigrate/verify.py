@@ -8,7 +8,6 @@ tag, every point as part of a 128-bit sum over its metric (see fingerprint), eve
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,9 +29,8 @@ from mlmigrate.pack import Contents, Pack, Recipe, packs
 from mlmigrate.passing import Passing
 from mlmigrate.steps import Steps
 from mlmigrate.survey import Job, passing, wanted_experiments, wanted_refs
+from mlmigrate.weighing import Scale, Weight, asks, look_closer, weighing
 
-CHUNK = 1 << 20
-Weight = tuple[int | None, str | None]  # a file's size in bytes and its sha256, where known
 LINE = 60  # characters of a value in a finding
 
 
@@ -59,19 +57,20 @@ def verify(
     progress: Progress,
     *,
     quick: bool = False,
-    download: bool = True,
+    download: bool | None = None,
     strict: bool = False,
     workers: int = 0,
 ) -> Verdict:
     """Compares every run, param, tag, point and artifact of job.source with job.target.
 
     quick: no points are read, and artifacts are compared by path and size only.
-    download False: artifacts are compared by path and size, and by sha256 where both places know it.
+    download: None reads the bytes of artifacts, but for large ones of object stores that name the same digest;
+    True reads all; False compares them by path and size, and by sha256 where both places know it.
     strict: known losses are findings too.
     """
     with _opened(job, progress) as both:
         progress.note(f"Reading {job.source.shown} and {job.target.shown}")
-        comparison = _Comparison(both, quick=quick, download=download and not quick, strict=strict)
+        comparison = _Comparison(both, quick=quick, download=False if quick else download, strict=strict)
         comparison.look()
         progress.begin("verify", len(comparison.pairs), comparison.expected_points, 0)
         try:
@@ -169,7 +168,7 @@ class _Sides:
 
 
 class _Comparison:
-    def __init__(self, both: _Both, *, quick: bool, download: bool, strict: bool) -> None:
+    def __init__(self, both: _Both, *, quick: bool, download: bool | None, strict: bool) -> None:
         self.both = both
         self.quick, self.download, self.strict = quick, download, strict
         self.findings: list[Finding] = []
@@ -264,6 +263,7 @@ class _Comparison:
         wanted = {one.name for one in self.experiments.values()}
         there = [ref for ref in there if not ref.experiment or self._there_name(ref.experiment) in wanted]
         expected = Expected()
+
         def mean(record: Record) -> None:
             self.records[record.kind] += 1
             expected.add(record)
@@ -274,13 +274,14 @@ class _Comparison:
 
         files = self._files_of(here, self.both.source, self.both.recipe, self.names, mean)
         self.artifacts += len(files)
-        self.size += sum(size or 0 for size, _ in files.values())
+        self.size += sum(weight.size or 0 for weight in files.values())
         found = self._files_of(there, self.both.there, self.both.plain, SameNames(), met)
+        look_closer([(files, found)])
         for kind, id_, owner in expected.left():
             self._record(kind, id_, self._name(owner), "not there")
         for at, weight in files.items():
-            if at not in found or not _same_file(weight, found[at]):
-                self._find(Finding("*", "", "", f"artifact {at[0]}/{at[1]}", _file(weight), "not there, or another"))
+            if at not in found or not weight.like(found[at]):
+                self._find(Finding("*", "", "", f"artifact {at[0]}/{at[1]}", weight.shown, "not there, or another"))
 
     def _record(self, kind: str, id_: str, experiment: str, found: str) -> None:
         self._find(Finding("*", experiment, "", f"{kind} {id_}", "there", found))
@@ -292,14 +293,16 @@ class _Comparison:
         files: dict[tuple[str, str], Weight] = {}
         for ref in refs:
             passing = self.both.passing()
-            with source.read([ref]) as reading, passing.going():
+            with source.read([ref]) as reading, passing.going(), weighing(self.download) as scale:
                 contents = Contents(reading, recipe)
                 for record in contents.records():
                     self.both.steps.check()
                     take(names.record(record))
-                for artifact in map(names.artifact, contents.artifacts()):
-                    files[artifact.owner, artifact.path] = self._weight(passing.artifact(artifact))
-                    passing.put()
+                for artifact in contents.artifacts():
+                    self.both.steps.check()
+                    _lay(artifact, names, passing, scale)
+                found = scale.weights()
+                files |= {(owner, path): weight for owner, its in found.items() for path, weight in its.items()}
                 self.losses += contents.losses
         return files
 
@@ -325,6 +328,8 @@ class _Comparison:
                 here = self._drained(reading, self.both.recipe, self.names, passing)
             with self.both.there.read([targets[ref.origin] for ref in pack.refs]) as reading:
                 there = self._drained(reading, self.both.plain, SameNames(), passing)
+            ids = [(ref.id, targets[ref.origin].id) for ref in pack.refs]
+            look_closer((here.artifacts.get(a, {}), there.artifacts.get(b, {})) for a, b in ids)
         return here, there
 
     def _drained(self, reading: Reading, recipe: Recipe, names: Names, passing: Passing) -> _Sides:
@@ -334,18 +339,13 @@ class _Comparison:
             self.both.steps.check()
             sides.sums.add(batch)
             passing.points(len(batch))
-        for artifact in contents.artifacts():
-            self.both.steps.check()
-            self._weigh(names.artifact(passing.artifact(artifact)), sides)
-            passing.put()
+        with weighing(self.download) as scale:
+            for artifact in contents.artifacts():
+                self.both.steps.check()
+                _lay(artifact, names, passing, scale)
+            sides.artifacts = scale.weights()
         sides.points, sides.size, sides.losses = contents.points_seen, contents.bytes_seen, contents.losses
         return sides
-
-    def _weigh(self, artifact: Artifact, sides: _Sides) -> None:
-        sides.artifacts.setdefault(artifact.owner, {})[artifact.path] = self._weight(artifact)
-
-    def _weight(self, artifact: Artifact) -> Weight:
-        return _read(artifact) if self.download else (artifact.size, artifact.sha256)
 
     def _settle(self, pack: Pack, here: _Sides, there: _Sides) -> None:
         self.points += here.points
@@ -421,8 +421,8 @@ class _Comparison:
                 yield self._finding(ref, f"artifact {path}", "there", "not there")
             elif path not in meant:
                 yield self._finding(ref, f"artifact {path}", "not there", "there")
-            elif not _same_file(meant[path], found[path]):
-                yield self._finding(ref, f"artifact {path}", _file(meant[path]), _file(found[path]))
+            elif not meant[path].like(found[path]):
+                yield self._finding(ref, f"artifact {path}", meant[path].shown, found[path].shown)
 
     def _finding(self, ref: RunRef, what: str, source: str = "", target: str = "") -> Finding:
         return Finding("*", self._name(ref.experiment), ref.id, f"{ref.name or ref.id}: {what}", source, target)
@@ -489,23 +489,12 @@ def _inputs(run: Run) -> list[tuple[object, ...]]:
     return sorted(found, key=repr)
 
 
-def _read(artifact: Artifact) -> Weight:
-    """Size and sha256 of the bytes, read now."""
-    digest, size = hashlib.sha256(), 0
-    with artifact.open() as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
-
-
-def _same_file(a: Weight, b: Weight) -> bool:
-    sizes = a[0] is None or b[0] is None or a[0] == b[0]
-    return sizes and (a[1] is None or b[1] is None or a[1] == b[1])
-
-
-def _file(one: Weight) -> str:
-    return f"{one[0]} bytes" + (f", sha256 {one[1][:12]}" if one[1] else "")
+def _lay(artifact: Artifact, names: Names, passing: Passing, scale: Scale) -> None:
+    """Weighs a file as it is there; one that is another there has no digest that its store could know."""
+    told = passing.artifact(artifact)
+    meant = names.artifact(told)
+    scale.lay(meant, asks(artifact) if meant.open is told.open else None)
+    passing.put()
 
 
 def _short(value: object) -> str:

@@ -70,7 +70,7 @@ class Settings:
     """What a person chose that reaches the adapters; picklable.
 
     artifacts_to     where a database target's artifact bytes go: "" for the adapter's own default,
-                     "keep" to leave them where they are, else a folder
+                     "keep" to leave them where they are, else a folder or the address of an object store
     artifacts_at     folders to look for a source's artifact bytes in, beside where its URIs point
     allow_artifacts  prefixes of artifact URIs that a server may name though they lie elsewhere
     bwlimit          bytes of artifacts a second, both ways together; 0: as fast as it goes

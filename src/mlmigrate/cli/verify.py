@@ -31,9 +31,10 @@ DIFFERENT = 4
 @click.option("--quick", is_flag=True, envvar="MLMIGRATE_QUICK", help="Counts, times and sizes only.")
 @click.option(
     "--download/--no-download",
-    default=True,
+    default=None,
     envvar="MLMIGRATE_DOWNLOAD",
-    help="Whether the bytes of artifacts are read and compared (they are).",
+    help="Whether all bytes of artifacts are read and compared (they are, but for large files of object stores that "
+    "name the same digest).",
 )
 @options.takes(
     options.WHICH_RUNS,
@@ -47,7 +48,7 @@ DIFFERENT = 4
     options.PRINTING,
     options.REPORT,
 )
-def command(places: tuple[str, ...], chosen: Chosen, *, quick: bool, download: bool) -> int:
+def command(places: tuple[str, ...], chosen: Chosen, *, quick: bool, download: bool | None) -> int:
     """Two places compared."""
     from mlmigrate import report, verify
     from mlmigrate.cli.carry import written
@@ -62,7 +63,8 @@ def command(places: tuple[str, ...], chosen: Chosen, *, quick: bool, download: b
         job, shown(chosen), quick=quick, download=download, strict=chosen.strict, workers=chosen.workers
     )
     code = DIFFERENT if report.differs(verdict) else 0
-    lines, message = report.verified(verdict, job, quick=quick, download=download), _message(verdict, ok=code == 0)
+    lines = report.verified(verdict, job, quick=quick, download=download is not False)
+    message = _message(verdict, ok=code == 0)
     if chosen.report is not None:
         all_lines = [*map(report.found, verdict.findings), *lines]
         whole_file(chosen.report, written(all_lines, [message], as_json=chosen.report.suffix == ".json"))
