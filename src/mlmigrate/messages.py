@@ -132,8 +132,24 @@ class Rule(Message, frozen=True, tag="rule"):
     names: int
 
 
+class PlannedCost(Message, frozen=True, tag="planned_cost"):
+    """What a plan asks of an object store, or of a server for files. `side` is source or target, `way` store or server.
+
+    `put_requests` are PUT, COPY, POST and LIST, `get_requests` GET and HEAD.
+    """
+
+    side: str
+    way: str
+    place: str
+    put_requests: int
+    get_requests: int
+    bytes_up: int
+    bytes_down: int
+    bytes_inside: int
+
+
 class Planned(Message, frozen=True, tag="planned"):
-    """The end of plan."""
+    """The end of plan. `artifacts_left` are left behind by --max-artifact-size, --include and --exclude."""
 
     source: str
     target: str
@@ -144,6 +160,8 @@ class Planned(Message, frozen=True, tag="planned"):
     bytes: int
     losses: int
     records: dict[str, int]
+    artifacts_left: int
+    bytes_left: int
 
 
 class ListedExperiment(Message, frozen=True, tag="experiment"):
@@ -216,6 +234,32 @@ class Removed(Message, frozen=True, tag="removed"):
 
     path: str
     dry_run: bool
+
+
+class Relocated(Message, frozen=True, tag="relocated"):
+    """The end of relocate. `ok` says whether all of it is well; `bytes_sent` passed through this process."""
+
+    ok: bool
+    store: str
+    target: str
+    files: int
+    bytes: int
+    to_copy: int
+    bytes_to_copy: int
+    copied: int
+    bytes_copied: int
+    bytes_sent: int
+    uris: int
+    uris_to_change: int
+    switch_seconds: float
+    swept: int
+    checked: int
+    findings: int
+    failed: int
+    held: int
+    deleted: int
+    seconds: float
+    message: str
 
 
 class Step(Message, frozen=True, tag="step"):
