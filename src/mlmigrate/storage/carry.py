@@ -14,12 +14,13 @@ from typing import BinaryIO, Literal, Protocol, cast
 from mlmigrate.adapters.base import Again
 from mlmigrate.errors import Damaged, DiskFull, MigrateError, NotFound, Refused, Stopped, Unavailable
 from mlmigrate.storage.folder import FolderObjects
-from mlmigrate.storage.objects import PART, Body, Changed, FileBody, Objects, Stored, digest_of, parts_in
+from mlmigrate.storage.objects import PART, Body, Changed, FileBody, Objects, Stored, digest_of, digest_text, parts_in
 from mlmigrate.storage.slices import version_of
 
 PARTS_AT_ONCE = 4  # of one file
 FRESH = 3  # times that a file is taken again when it changed under us, or did not arrive as it was sent
 MIDDLE = 1 << 20  # bytes from which files ask before they are held in memory
+CERTAIN = 3  # files whose etags were no md5s, and none whose was: then they are something else there
 _MD5 = 32  # characters of an etag that may be one
 
 How = Literal["put", "parts", "copied", "there"]
@@ -68,13 +69,31 @@ class TargetLost(Exception):
         self.error = error
 
 
+class Etags:
+    """What was found out of the etags of each place: md5s they are, but for some encryptions."""
+
+    def __init__(self) -> None:
+        self._others: dict[str, int] = {}
+
+    def are(self, url: str, *, md5s: bool) -> None:
+        """A file's etag was its md5, or proved to be none. One md5 is enough to go on looking at all of them."""
+        if md5s:
+            self._others[url] = -(1 << 60)
+        else:
+            self._others[url] = self._others.get(url, 0) + 1
+
+    def told(self, url: str) -> bool:
+        """Whether the etags there are something else for certain."""
+        return self._others.get(url, 0) >= CERTAIN
+
+
 class Shared(Protocol):
     """What the carriers of one move share."""
 
     target: Objects
     part_size: int
     over: threading.Event
-    no_md5s: set[str]
+    etags: Etags
 
     def hold(self, size: int) -> AbstractContextManager[None]:
         """Waits until so many bytes may be held."""
@@ -173,23 +192,37 @@ class Carry:
         self._shared, self.task, self._again = shared, task, again
         self._targets = False  # whether what went wrong last did so in the target
         self._tries = 0
+        self._parts = task.size > PART
         self.left = task.size
 
     def end(self) -> Moved | Failed:
         """Tries until it is there or cannot be. Raises TargetLost, Stopped."""
+        last = MigrateError("never tried")
         for _ in range(FRESH):
             try:
-                return self._patient()
+                moved = self._patient()
             except MigrateError as error:
                 self._tries += 1
                 last = error
                 if self._targets and not isinstance(error, Damaged | Unavailable) and self._is_lost(error):
                     raise TargetLost(error) from error
-                if not isinstance(error, Changed | Damaged) or not self._refreshed():
+                if not self._may_help(error) or not self._refreshed():
                     break
+            else:
+                self._tidied(moved)
+                return moved
         if not isinstance(last, Unavailable) and self.task.size > PART:
             self._abort()
         return Failed(self.task, last)
+
+    def _may_help(self, error: MigrateError) -> bool:
+        """Whether another try may end otherwise: what a store has against parts, it says only of these parts."""
+        return isinstance(error, Changed | Damaged) or (self._targets and self._parts and type(error) is MigrateError)
+
+    def _tidied(self, moved: Moved) -> None:
+        """Parts of other uploads of this file go: of one that was broken off, or whose beginning was never answered."""
+        if self._parts and (moved.how == "parts" or self._shared.unfinished(self.task.to)):
+            self._abort()
 
     def _patient(self) -> Moved:
         """Once, and again while a place is away: what calls again is asked only when something went wrong."""
@@ -265,45 +298,55 @@ class Carry:
         return data
 
     def _sure(self, data: bytes) -> bytes:
-        """Data whose etag is its md5, or that were the same when they were read twice."""
+        """Data whose etag is its md5, or else what the source's checksum or a second reading says of them."""
         source, etag = self.task.source, self.task.version
-        if len(etag) != _MD5 or source.url in self._shared.no_md5s:
+        if len(etag) != _MD5 or self._shared.etags.told(source.url):
             return data
         if hashlib.md5(data, usedforsecurity=False).hexdigest() == etag:
+            self._shared.etags.are(source.url, md5s=True)
             return data
-        with source.open(self.task.key, 0, None, etag) as stream:
-            second = b"".join(iter(lambda: stream.read(PART), b""))
-        if second != data:
-            raise Damaged(f"{source.shown}/{self.task.key} gave other bytes when it was read again.")
-        self._shared.no_md5s.add(source.url)  # encrypted: its etags are something else
+        known = source.head(self.task.key)
+        if known is not None and known.digest.startswith("sha256:") and not parts_in(known.digest):
+            equal = known.digest == digest_text(hashlib.sha256(data).digest())
+        else:
+            with source.open(self.task.key, 0, None, etag) as stream:
+                equal = b"".join(iter(lambda: stream.read(PART), b"")) == data
+        if not equal:
+            raise Damaged(f"{source.shown}/{self.task.key}: what was read is not what lies there.")
+        self._shared.etags.are(source.url, md5s=False)
         return data
 
     def _in_parts(self) -> Moved:
-        task, target = self.task, self._shared.target
+        target, self._parts = self._shared.target, True
         body = Watched(self._body(), self._shared, self._count)
-        task = self.task
+        known, part = self._known()
         if there := self._there(body):
             return there
-        upload = self._shared.unfinished(task.to, fresh=self._tries > 0)
+        upload = self._shared.unfinished(self.task.to, fresh=self._tries > 0)
+        resume = upload[-1] if upload else ""
         try:
-            stored = target.upload(
-                task.to,
-                body,
-                part_size=self._shared.part_size,
-                resume=upload[-1] if upload else "",
-                threads=PARTS_AT_ONCE,
-            )
+            stored = target.upload(self.task.to, body, part_size=part, resume=resume, threads=PARTS_AT_ONCE)
         except MigrateError as error:
             if body.error is not None and error is not body.error:
                 raise body.error from error
             self._targets = body.error is None
             raise
         self._targets = True
-        if stored.size != task.size or not stored.digest.startswith("sha256:"):
+        if stored.size != self.task.size or not stored.digest.startswith("sha256:"):
             raise self._not_as_sent()
-        if len(upload) > 1 or self._tries:
-            self._abort()
-        return Moved(task, stored, stored.digest, "parts", task.size)
+        if known and parts_in(known) == parts_in(stored.digest) and known != stored.digest:
+            raise Damaged(f"{self.task.source.shown}/{self.task.key}: what was read is not what lies there.")
+        return Moved(self.task, stored, stored.digest, "parts", self.task.size)
+
+    def _known(self) -> tuple[str, int]:
+        """The digest that the source keeps, and the parts to send: of that size, so that both can be compared."""
+        asked = self._shared.part_size
+        if isinstance(self.task.source, FolderObjects):
+            return "", asked
+        found = self.task.source.head(self.task.key)
+        if found is None or not found.digest.startswith("sha256:"):
+            return "", asked
+        return found.digest, asked or parts_in(found.digest)
 
     def _body(self) -> Body:
         """The file as a body, as it is now."""

@@ -22,7 +22,7 @@ from typing import ParamSpec, TypeVar
 
 from mlmigrate.adapters.base import Again, Once
 from mlmigrate.errors import Refused, Stopped, Unavailable
-from mlmigrate.storage.carry import Carry, Failed, Moved, ObjectBody, TargetLost, Task
+from mlmigrate.storage.carry import Carry, Etags, Failed, Moved, ObjectBody, TargetLost, Task
 from mlmigrate.storage.objects import PART, Objects
 
 __all__ = ["Failed", "Moved", "Mover", "ObjectBody", "Task"]
@@ -88,7 +88,7 @@ class _Crew:
     def __init__(self, mover: Mover) -> None:
         self.mover, self.target, self.again, self.part_size = mover, mover.target, mover.again, mover.part_size
         self.over, self.closing = threading.Event(), threading.Event()
-        self.no_md5s: set[str] = set()
+        self.etags = Etags()
         self.ended: SimpleQueue[Ended] = SimpleQueue()
         self.away = 0
         self._lots: tuple[SimpleQueue[list[Task] | None], ...] = (SimpleQueue(), SimpleQueue())
