@@ -35,13 +35,10 @@ class Folders:
 
     def _of(self, cell: Cell) -> Path | None:
         id_ = cell.owner.rpartition("/")[2]
-        tails = {
-            "run": (id_, "artifacts"),
-            "model": ("models", id_, "artifacts"),
-            "trace": ("traces", id_, "artifacts"),
-        }
-        if cell.kind in tails:
-            return self.finder.folder(_kept(cell, cell.value, tails[cell.kind], rare=cell.kind == "trace"))
+        above = {"run": (), "model": ("models",), "trace": ("traces",)}.get(cell.kind)
+        if above is not None:
+            tail = (*above, id_, "artifacts")
+            return self.finder.home(_kept(cell, cell.value, tail, rare=cell.kind == "trace"))
         return self._of_version(cell) if cell.kind == "version" else self._of_root(cell)
 
     def _of_version(self, cell: Cell) -> Path | None:
@@ -65,7 +62,7 @@ class Folders:
             known = named is not None and (holds_runs(named) or (not named.exists() and named.parent.is_dir()))
         if known or cell.kind != "experiment" or not cell.experiment:
             return named if known else None
-        return self.finder.home(_kept(cell, cell.value, (cell.experiment,)))
+        return self.finder.of_experiment(cell.value, cell.experiment)
 
 
 def _kept(cell: Cell, uri: str, tail: tuple[str, ...], *, experiment: str = "", rare: bool = False) -> Kept:
