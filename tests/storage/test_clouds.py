@@ -490,6 +490,14 @@ class TestCredentials:
         with pytest.raises(Refused):
             open_objects("gs://b/p", {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "none.json")})
 
+    @pytest.mark.parametrize(
+        "text", ["CANARY", '{"private_key": "CANARY"}', '{"client_email": "a", "private_key": "CANARY"}']
+    )
+    def test_a_key_that_is_none_is_refused_and_not_shown(self, text):
+        with pytest.raises(Refused) as caught:
+            open_objects("gs://b/p", {"GOOGLE_SERVICE_ACCOUNT_KEY": text})
+        assert "CANARY" not in f"{caught.value!r}{caught.value.hint}{caught.value.__cause__!r}"
+
     def test_no_credentials_are_shown(self):
         secrets = {"AZURE_STORAGE_ACCESS_KEY": "Q0FOQVJZ", "AZURE_STORAGE_ACCOUNT": "acct"}
         objects = open_objects("az://c/p", secrets)

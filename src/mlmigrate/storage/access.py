@@ -23,7 +23,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.credentials import create_credential_resolver
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, CredentialRetrievalError
 
 from mlmigrate.errors import Refused, UsageError
 from mlmigrate.storage.twins import own
@@ -168,6 +168,8 @@ def access(env: Mapping[str, str]) -> Access:
         ca = env.get("AWS_CA_BUNDLE") or env.get("REQUESTS_CA_BUNDLE") or session.get_scoped_config().get("ca_bundle")
         anonymous = _set(env, "AWS_NO_SIGN_REQUEST") or _set(env, "MLMIGRATE_S3_ANONYMOUS")
         found = None if anonymous else session.get_credentials()
+    except CredentialRetrievalError as error:
+        raise Refused("The program that is to give credentials for S3 fails.", "Run that credential_process") from error
     except BotoCoreError as error:
         raise UsageError(f"The settings for S3 cannot be used: {error}", "aws configure list shows them") from error
     if found is None and not anonymous:

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlmigrate.errors import UsageError
 from mlmigrate.storage.twins import own
 from mlmigrate.storage.twins import said as said_by
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, GCSStore, RetryConfig
+    from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig
 
 DEVELOPMENT = (  # what Microsoft gives every emulator
     "AccountName=devstoreaccount1;BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1;"
@@ -33,7 +33,9 @@ GOOGLE = {  # what obstore is told -> the variables that say it, the first that 
     "application_credentials": ("GOOGLE_APPLICATION_CREDENTIALS",),
     "skip_signature": ("GOOGLE_SKIP_SIGNATURE",),
 }
-AZURE = {  # kind of credentials -> what obstore is told -> the variables that say it
+AZURE: dict[
+    str, dict[str, tuple[str, ...]]
+] = {  # kind of credentials -> what obstore is told -> the variables that say it
     "access_key": {
         "account_key": ("AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_MASTER_KEY")
     },
@@ -90,10 +92,10 @@ def opened(found: Way) -> GCSStore | AzureStore:
     """The object of obstore that goes there."""
     from obstore.store import AzureStore, GCSStore  # noqa: PLC0415  slow to import, and only one is used
 
-    made: type[GCSStore | AzureStore] = GCSStore if found.kind == "gs" else AzureStore
-    return made(  # type: ignore[arg-type]
-        found.bucket, config=dict(found.config), client_options=dict(found.client), retry_config=RETRIES
-    )
+    config, client = cast("Any", dict(found.config)), cast("ClientConfig", dict(found.client))
+    if found.kind == "gs":
+        return GCSStore(found.bucket, config=config, client_options=client, retry_config=RETRIES)
+    return AzureStore(found.bucket, config=config, client_options=client, retry_config=RETRIES)
 
 
 def _google(match: re.Match[str], env: Mapping[str, str]) -> Way:

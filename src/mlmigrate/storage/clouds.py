@@ -69,7 +69,7 @@ class NoBucket(NotFound):
     """It is the bucket or container that is not there."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class CloudObjects:
     """A bucket or container, and a prefix in it. `kind` is gs or az."""
 
@@ -396,7 +396,7 @@ def _missing(what: str, place: str, code: str, error: Exception) -> NotFound:
 
 
 def _other(what: str, status: int, said: str, text: str) -> MigrateError:
-    if "certificate" in text:
+    if "certificate" in text.lower():
         return MigrateError(f"{what}: the certificate of the store is not trusted.", "REQUESTS_CA_BUNDLE names a CA")
     if not status and _AWAY.search(text):
         return Unavailable(f"{what} cannot be reached ({said}).")

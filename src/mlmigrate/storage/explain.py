@@ -7,8 +7,12 @@ import re
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,  # noqa: A004  botocore's, which Python's is not
+    CredentialRetrievalError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
+    SSLError,
     SSOTokenLoadError,
     TokenRetrievalError,
     UnauthorizedSSOTokenError,
@@ -45,21 +49,30 @@ GONE = {
 FULL = ("QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity", "EntityTooLarge")
 AWAY = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException")
 CHANGED = ("PreconditionFailed", "412")
+NOBODY = (
+    NoCredentialsError,
+    SSOTokenLoadError,
+    TokenRetrievalError,
+    UnauthorizedSSOTokenError,
+    CredentialRetrievalError,
+)
+SILENT = (ConnectionError, HTTPClientError, IncompleteReadError)
+_PROVIDER = re.compile(r"External AWS credential provider: (\w+)")  # our own, which asked botocore
 RENEW = "Renew them, then run the same command again: it goes on."
 
 
-def explain(error: Exception, place: str) -> MigrateError | None:
+def explain(error: Exception, place: str) -> MigrateError | None:  # noqa: PLR0911  a table of errors
     """Our error for one of boto3's or obstore's; None when it is a bug of ours."""
     if isinstance(error, ClientError):
         answer = error.response
         code = str(answer.get("Error", {}).get("Code", ""))
         status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         return of_code(code, status, place, str(answer.get("Error", {}).get("Message", "")))
-    if isinstance(error, NoCredentialsError | SSOTokenLoadError | TokenRetrievalError | UnauthorizedSSOTokenError):
-        return Refused(
-            f"No valid credentials for {place} are found ({type(error).__name__}).", "aws sso login, perhaps"
-        )
-    if isinstance(error, HTTPClientError):
+    if isinstance(error, NOBODY):
+        return _no_credentials(place, type(error).__name__)
+    if isinstance(error, SSLError):
+        return _no_trust(place)
+    if isinstance(error, SILENT):
         return Unavailable(f"{place} does not answer ({type(error).__name__}).")
     if isinstance(error, BotoCoreError):
         return MigrateError(f"{place}: {error}"[:400])
@@ -76,6 +89,12 @@ def _of_obstore(error: Exception, place: str) -> MigrateError | None:  # noqa: P
         return BadKey(f"{place}: no object can be called so.")
     if isinstance(error, ValueError):
         return None
+    if "InvalidCertificate" in text:
+        return _no_trust(place)
+    if asked := _PROVIDER.search(text):
+        if any(asked[1] in (kind.__name__ for kind in _below(silent)) for silent in SILENT):
+            return Unavailable(f"What gives credentials for {place} does not answer ({asked[1]}).")
+        return _no_credentials(place, asked[1])
     code, status = _CODE.search(text), _STATUS.search(text)
     number = int(next(filter(None, status.groups()), 0)) if status else 0
     why = _WHY.search(text)
@@ -87,6 +106,19 @@ def _of_obstore(error: Exception, place: str) -> MigrateError | None:  # noqa: P
     if isinstance(error, obs.PermissionDeniedError | obs.UnauthenticatedError) and not isinstance(found, Refused):
         return Refused(f"{place}: these credentials may not do that.", "Ask for that right, or use others.")
     return found
+
+
+def _no_credentials(place: str, why: str) -> Refused:
+    return Refused(f"No valid credentials for {place} are found ({why}).", "aws sso login, perhaps")
+
+
+def _no_trust(place: str) -> MigrateError:
+    return MigrateError(f"{place}: the certificate of the store is not trusted.", "AWS_CA_BUNDLE names a file of CAs")
+
+
+def _below(kind: type[Exception]) -> list[type[Exception]]:
+    """A kind of error and all that are of it."""
+    return [kind, *(one for direct in kind.__subclasses__() for one in _below(direct))]
 
 
 def of_code(code: str, status: int, place: str, why: str = "") -> MigrateError:  # noqa: PLR0911  as above
