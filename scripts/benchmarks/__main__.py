@@ -14,9 +14,10 @@ from pathlib import Path
 from benchmarks.estate_figures import estate, estate_peer
 from benchmarks.figures import ALL as FIGURES
 from benchmarks.figures import Shop, Sizes, default_file_store, say
+from benchmarks.objects import ALL as OBJECTS
 from benchmarks.table import Row, markdown, write_json
 
-ALL = {**FIGURES, "estate": estate, "estate-peer": estate_peer}
+ALL = {**FIGURES, "estate": estate, "estate-peer": estate_peer, **OBJECTS}
 
 
 def main() -> int:
@@ -76,7 +77,8 @@ def _scaled(sizes: Sizes, factor: float) -> Sizes:
     parts = {name: getattr(sizes, name) for name in ("team", "points", "rows", "rest", "many")}
     scaled = {name: replace(shape, runs=max(10, int(shape.runs * factor))) for name, shape in parts.items()}
     huge = replace(sizes.huge, steps=max(100, int(sizes.huge.steps * factor)))
-    return replace(sizes, **scaled, huge=huge, estate=sizes.estate.part(1 / factor))
+    small, large = (load.part(factor) for load in sizes.uploads)
+    return replace(sizes, **scaled, huge=huge, estate=sizes.estate.part(1 / factor), uploads=(small, large))
 
 
 def _machine(sizes: Sizes) -> dict[str, object]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from benchmarks import stores
 from benchmarks.estate import Estate
+from benchmarks.loads import LARGE, SMALL, Load
 from benchmarks.measure import Cost, best, run
 from benchmarks.servers import Server, mlflow_server, postgres
 from benchmarks.stores import Shape
@@ -42,6 +43,7 @@ class Sizes:
     huge: Shape = HUGE
     many: Shape = MANY
     estate: Estate = ESTATE
+    uploads: tuple[Load, Load] = (SMALL, LARGE)
     repeats: int = 3
     threads: int = 8
 
@@ -50,7 +52,8 @@ class Sizes:
         small = Shape(runs=6, keys=3, steps=20, files=1, size=1024)
         plain = replace(small, files=0)
         huge, many = Shape(runs=1, keys=2, steps=5_000, files=0), Shape(runs=50, keys=2, steps=2, files=0)
-        return cls(small, plain, plain, plain, huge, many, ESTATE.part(100), repeats=1, threads=2)
+        uploads = (SMALL.part(0.01), LARGE.part(0.01))
+        return cls(small, plain, plain, plain, huge, many, ESTATE.part(100), uploads, repeats=1, threads=2)
 
 
 @dataclass(frozen=True)
