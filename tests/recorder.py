@@ -102,6 +102,7 @@ def _handler(answer: Callable[[Request], Answer]) -> type[BaseHTTPRequestHandler
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(said.body)
+                self.close_connection |= int(length) > len(said.body)  # an answer that was cut off
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815  the base class's names
 

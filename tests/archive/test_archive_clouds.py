@@ -13,16 +13,17 @@ pytestmark = pytest.mark.slow
 _numbers = itertools.count()
 
 
+@pytest.fixture(scope="module")
+def azure(tmp_path_factory):
+    if reason := azurite.missing():
+        pytest.skip(reason)
+    with azurite.running(tmp_path_factory.mktemp("azurite")) as server:
+        server.shared = server.container()
+        yield server
+
+
 class TestArchiveInAzure(TargetTests):
     every_nth_call = 17
-
-    @pytest.fixture(scope="class")
-    def azure(self, tmp_path_factory):
-        if reason := azurite.missing():
-            pytest.skip(reason)
-        with azurite.running(tmp_path_factory.mktemp("azurite")) as server:
-            server.shared = server.container()
-            yield server
 
     @pytest.fixture
     def new_target(self, azure, monkeypatch):

@@ -13,6 +13,7 @@ import io
 import os
 import threading
 from contextlib import AbstractContextManager
+from email.utils import formatdate
 
 import pytest
 
@@ -190,6 +191,7 @@ class TestFiles:
             read(objects, "f", 10, 5, stored.version)
         with pytest.raises(Changed):
             read(objects, "f", 300, 5)
+        assert (read(objects, "f", 200), read(objects, "f", 300)) == (b"", b"")
 
     def test_a_stream_can_be_read_in_any_steps(self, cloud, objects):
         data = os.urandom(3 << 20)
@@ -325,6 +327,16 @@ class TestGoogle:
         with pytest.raises(Unavailable, match="503 SlowDown"):
             read(objects, "a")
         assert len(google.record.asked("GET")) == 4
+
+    def test_a_download_that_breaks_off_is_gone_on_with_from_there(self, google):
+        objects = open_objects("gs://bucket/p", google.env)
+        stored = objects.put("a", b"abcdef")
+        said = {"Content-Length": "6", "ETag": f'"{stored.version}"', "Last-Modified": formatdate(usegmt=True)}
+        google.fault = lambda one: (
+            Answer(200, b"abc", said) if one.method == "GET" and "range" not in one.headers else None
+        )
+        assert read(objects, "a") == b"abcdef"
+        assert [one.headers.get("range") for one in google.record.asked("GET")] == [None, "bytes=3-5"]
 
     def test_a_refusal_is_not_asked_again(self, google):
         objects = open_objects("gs://bucket/p", google.env)

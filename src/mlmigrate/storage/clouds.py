@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 from obstore import exceptions
 
@@ -137,9 +137,14 @@ class CloudObjects:
         elif start:
             options["range"] = {"offset": start}
         self.throttle.request()
-        with explained(self.typed, key):
-            answer = self.bucket.get(name, options=options)
-        return cast("BinaryIO", Download(answer, f"{self.typed}/{key}", self.throttle))
+        try:
+            with explained(self.typed, key):
+                answer = self.bucket.get(name, options=options)
+        except Changed:  # past its end there is nothing, when nothing more was asked
+            if length is not None or version or (found := self.head(key)) is None or found.size > start:
+                raise
+            return io.BytesIO()
+        return io.BufferedReader(Download(answer, f"{self.typed}/{key}", self.throttle), CHUNK)
 
     def put(self, key: str, data: bytes | memoryview, *, create: bool = False, sha256: str = "") -> Stored:
         """Writes the file in one request; then reads it back, where the etag does not prove it."""
@@ -315,6 +320,7 @@ class Download(io.RawIOBase):
     def __init__(self, answer: GetResult, shown: str, throttle: Throttle) -> None:
         super().__init__()
         self._chunks = iter(answer.stream(min_chunk_size=CHUNK))
+        self._left = answer.range[1] - answer.range[0]
         self._shown, self._throttle = shown, throttle
         self._rest = memoryview(b"")
 
@@ -330,7 +336,10 @@ class Download(io.RawIOBase):
                 with explained(self._shown):
                     self._rest = memoryview(next(self._chunks)).cast("B")
             except StopIteration:
+                if self._left:
+                    raise Unavailable(f"{self._shown}: the answer ended too soon.") from None
                 return 0
+            self._left -= len(self._rest)
             self._throttle.payload(len(self._rest))
         taken = min(len(view), len(self._rest))
         view[:taken] = self._rest[:taken]
