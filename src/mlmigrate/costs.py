@@ -2,12 +2,12 @@
 
 Estimated by these rules from what a plan reads; a store bills a few requests more or less.
 
-    a file is written    1 PUT, and 1 HEAD that looks for it; over 16 MiB (--part-size): 1 a part, and 2 around them
+    a file is written    1 PUT; over 16 MiB: 1 for each part (of 16 MiB, or --part-size), 2 around them, and 1 HEAD
     a file is read       1 GET; over 16 MiB: 1 a part
     a file is copied     1 COPY inside the store, over 5 GiB 1 for each 256 MiB and 2 around them; 2 HEADs; no byte here
     files are listed     1 LIST for each run, model or trace that has files, and for each 1,000 files
     an archive           for each pack: TABLES PUTs (or GETs) and some POINT_BYTES bytes a point; a listing;
-                         for each file that is written 1 HEAD and 1 PUT, as above
+                         its files are written and read as above
     a server             1 request for each file, 1 for each run, model or trace that has files; all bytes through it
 
 Runs, params and points of databases and servers are not counted: nobody bills them by the request.
@@ -21,12 +21,12 @@ from typing import Literal, Self
 
 from mlmigrate.adapters.base import Context, Side
 from mlmigrate.address import Address, hide_secrets, in_store
-from mlmigrate.model import Artifact
+from mlmigrate.model import Artifact, Spot
 from mlmigrate.storage.objects import LARGEST_COPY, PART, open_objects, part_size
 from mlmigrate.survey import Job
 
 TABLES = 6  # files of a pack in an archive
-POINT_BYTES = 4  # of a point in an archive
+POINT_BYTES = 10  # of a point in an archive
 PAGE = 1000  # files that one request lists
 COPY_PART = 256 << 20
 KEEP = "keep"
@@ -116,14 +116,18 @@ class Costs:
         size = artifact.size or 0
         spot = artifact.spot
         if spot is not None and self.ways.target_store and spot.store == self.ways.target_store:
-            self._copied(artifact, size)
+            self._copied(artifact, self._place_of(spot), size)
             return
         if spot is not None and in_store(spot.url):
-            self._read(artifact, "store", _bucket(spot.url), size)
+            self._read(artifact, "store", self._place_of(spot), size)
         elif self.ways.source:
             self._read(artifact, self.ways.source_way, self.ways.source, size)
         if self.ways.target:
             self._written(artifact, size)
+
+    def _place_of(self, spot: Spot) -> str:
+        """The source's place, if it is an archive; the bucket, if the files of a tracker lie there."""
+        return self.ways.source if "source" in self.ways.archives else _bucket(spot.url)
 
     def _read(self, artifact: Artifact, way: Way, place: str, size: int) -> None:
         self._add("source", way, place, "gets", _parts(size) if way == "store" else 1)
@@ -136,21 +140,20 @@ class Costs:
         if way == "store":
             parts = _parts(size, self.ways.asked)
             self._add("target", way, place, "puts", parts if parts == 1 else parts + 2)
-            self._add("target", way, place, "gets", 1)
+            self._add("target", way, place, "gets", int(parts > 1))
         else:
             self._add("target", way, place, "puts", 1)
         self._add("target", way, place, "up", size)
         if "target" not in self.ways.archives:
             self.owners["target", way, place, artifact.owner] += 1
 
-    def _copied(self, artifact: Artifact, size: int) -> None:
+    def _copied(self, artifact: Artifact, place: str, size: int) -> None:
         parts = 1 if size <= LARGEST_COPY else -(-size // COPY_PART) + 2
         self._add("target", "store", self.ways.target, "puts", parts)
         self._add("target", "store", self.ways.target, "gets", 2)
         self._add("target", "store", self.ways.target, "inside", size)
-        spot = artifact.spot
-        if spot is not None:
-            self.owners["source", "store", _bucket(spot.url), artifact.owner] += 1
+        if "source" not in self.ways.archives:
+            self.owners["source", "store", place, artifact.owner] += 1
 
     def _add(self, side: Side, way: Way, place: str, number: Number, count: int) -> None:
         self.numbers[side, way, place, number] += count

@@ -89,8 +89,17 @@ def test_who_stops_need_not_wait(clock):
     limited = Context("source", steps, Settings(bwlimit=10)).throttle
     limited.payload(10_000)
     steps.stop.set()
-    with pytest.raises(Stopped):
-        limited.payload(1)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(Stopped):
+        pool.submit(limited.payload, 1).result()
+
+
+def test_what_puts_things_in_order_at_the_end_waits_for_its_turn(clock):
+    steps, begun = Steps(), clock.now
+    limited = Context("source", steps, Settings(tpslimit=2.0)).throttle
+    steps.stop.set()
+    for _ in range(5):
+        limited.request()
+    assert clock.now - begun >= 4 / 2 - module.BURST - 1e-6
 
 
 def test_threads_wait_for_each_other():

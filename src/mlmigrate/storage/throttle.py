@@ -31,7 +31,8 @@ class Bucket:
     def take(self, amount: float, check: Callable[[], object] | None = None) -> None:
         """Returns once so much may go. More than the rate is allowed: those who come later wait for it.
 
-        `check` is called now and then while it waits, and may raise what ends the wait.
+        `check` is called now and then while it waits, and may raise what ends the wait: but not in the main thread,
+        which is interrupted by signals, and puts things in order once all is over.
         """
         if not self.rate or not amount:
             return
@@ -40,7 +41,7 @@ class Bucket:
             turn = max(self._free_at, now - BURST)
             self._free_at = turn + amount / self.rate
         while (left := turn - time.monotonic()) > 0:
-            if check is not None:
+            if check is not None and threading.current_thread() is not threading.main_thread():
                 check()
             time.sleep(min(left, NAP))
 
