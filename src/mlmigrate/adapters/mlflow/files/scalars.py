@@ -21,7 +21,8 @@ def replaced(data: bytes, field: str, old: str, new: str) -> bytes | None:
         return None
     wanted = {**found.meta, field: new}
     text = data.decode("utf-8")
-    for made in (_in_line(text, field, new), _in_span(text, field, new), _anew(text, field, new)):
+    for way in (_in_line, _in_span, _anew):  # the gentlest first
+        made = way(text, field, new)
         if made is not None and _says(made, wanted):
             return made.encode("utf-8")
     return None

@@ -18,6 +18,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO
 
@@ -28,6 +29,8 @@ from mlmigrate.errors import BadData, DiskFull, MigrateError, Refused, Unavailab
 
 LOCK = ".mlmigrate-relocate.lock"
 PART = ".mlmigrate-part"
+AT_ONCE = 1_000  # files that wait to be put on the disk itself
+FLUSHES = 16
 _READ_FAULTS = (OSError, BadData)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,6 +42,7 @@ class FileSwitching:
         self._root, self._shown = root, shown
         self._real_root = os.path.realpath(root)
         self._staged: set[int] = set()
+        self._unflushed: list[str] = []
         self._edits: IO[str] = tempfile.TemporaryFile("w+", prefix="mlmigrate-", encoding="ascii")  # noqa: SIM115 - closed by close()
 
     def cells(self) -> Iterator[Cell]:
@@ -48,7 +52,9 @@ class FileSwitching:
     def edit(self, edits: Iterable[Edit]) -> list[Edit]:
         """Stages the edits; gives those that cannot be made, for another value stands there or none."""
         with explained(self._shown):
-            return [edit for edit in edits if not self._stage(edit)]
+            missed = [edit for edit in edits if not self._stage(edit)]
+            self._flush()
+            return missed
 
     def commit(self) -> None:
         """Renames all that was staged. Raises Unavailable, and changes nothing, when files changed meanwhile."""
@@ -84,10 +90,19 @@ class FileSwitching:
         if made is None:
             return False
         _write(_part(file), made, like=file)
+        self._unflushed.append(_part(file))
+        if len(self._unflushed) == AT_ONCE:
+            self._flush()
         self._staged.add(known)
         digest = "" if again else hashlib.sha256(data).hexdigest()
         self._edits.write(json.dumps([file, [edit.table, edit.key, edit.column, edit.old, edit.new], digest]) + "\n")
         return True
+
+    def _flush(self) -> None:
+        """Puts what was staged on the disk itself; many at once, for a disk takes them together."""
+        with ThreadPoolExecutor(FLUSHES) as pool:
+            list(pool.map(_flush, self._unflushed))
+        self._unflushed = []
 
     def _taken(self) -> Iterator[tuple[str, Edit, str]]:
         """What was staged: the file, the edit, and the digest of what was read; "" for a file's second edit."""
@@ -105,6 +120,7 @@ class FileSwitching:
         if made is None:
             return False
         _write(_part(file), made, like=file)
+        _flush(_part(file))
         os.replace(_part(file), file)
         return True
 
@@ -147,7 +163,7 @@ def _part(file: str) -> str:
 
 
 def _write(part: str, data: bytes, *, like: str) -> None:
-    """The bytes on the disk itself, with the owner and the rights of the file that they are to replace."""
+    """The bytes with the owner and the rights of the file that they are to replace."""
     told = os.stat(like, follow_symlinks=False)
     with suppress(FileNotFoundError):
         os.unlink(part)
@@ -158,11 +174,17 @@ def _write(part: str, data: bytes, *, like: str) -> None:
             with suppress(PermissionError):
                 os.fchown(handle, told.st_uid, told.st_gid)
             os.fchmod(handle, stat.S_IMODE(told.st_mode))
-            file.flush()
-            os.fsync(handle)
     except BaseException:
         os.unlink(part)
         raise
+
+
+def _flush(part: str) -> None:
+    handle = os.open(part, disk.FLAGS)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _digest(file: str) -> str:
