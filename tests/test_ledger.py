@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,16 @@ def test_names_that_are_no_utf8_are_kept_readable(file: Path) -> None:
     )
     held.close()
     assert [loss.what for loss in ledger.losses(file)] == ["tag '\\udcff'"]
+
+
+def test_a_ledger_of_before_artifacts_were_counted_goes_on(file: Path) -> None:
+    Ledger.open(file, SOURCE, TARGET).close()
+    with sqlite3.connect(file) as db:
+        db.execute("alter table copy drop column artifacts")
+    assert ledger.state(file).artifacts == 0
+    held = Ledger.open(file, SOURCE, TARGET)
+    held.begin(1, 0)
+    held.arrived([REF], Receipt("p", {"mlflow:r1": "t1"}, points=5, artifacts=3, size=7))
+    held.close()
+    now = ledger.state(file)
+    assert (now.points, now.artifacts, now.size) == (5, 3, 7)

@@ -29,7 +29,8 @@ LEAST = 1 << 17  # bytes: a ledger with its log and its shared memory needs abou
 SCHEMA = """
 create table if not exists copy (
     source text not null, target text not null, started real, ended real, pid integer not null,
-    runs integer not null, already integer not null, points integer not null, size integer not null
+    runs integer not null, already integer not null, points integer not null, size integer not null,
+    artifacts integer not null default 0
 );
 create table if not exists run (
     origin text primary key, experiment text not null, id text not null, name text not null, kind text not null,
@@ -61,6 +62,7 @@ class State:
     losses: int
     points: int
     size: int
+    artifacts: int = 0
 
 
 class Ledger:
@@ -94,7 +96,8 @@ class Ledger:
             self._db.execute("delete from run where state = 'failed'")
             self._db.execute("delete from loss where origin = ''")
             self._db.execute(
-                "update copy set started = ?, ended = null, pid = ?, runs = ?, already = ?, points = 0, size = 0",
+                "update copy set started = ?, ended = null, pid = ?, runs = ?, already = ?, "
+                "points = 0, size = 0, artifacts = 0",
                 (time.time(), os.getpid(), todo + already, already),
             )
 
@@ -120,7 +123,10 @@ class Ledger:
             self._db.executemany("delete from loss where origin = ?", [(ref.origin,) for ref in refs])
             for loss in receipt.losses:
                 self._insert_losses(origins.get(loss.run, refs[0].origin if refs else ""), [loss])
-            self._db.execute("update copy set points = points + ?, size = size + ?", (receipt.points, receipt.size))
+            self._db.execute(
+                "update copy set points = points + ?, size = size + ?, artifacts = artifacts + ?",
+                (receipt.points, receipt.size, receipt.artifacts),
+            )
 
     def failed(self, ref: RunRef, failure: Failure) -> None:
         """A run did not arrive."""
@@ -201,7 +207,7 @@ def state(file: Path) -> State:
         copy = db.execute("select * from copy").fetchone()
         if copy is None:
             raise _just_begun(str(file))
-        source, target, started, ended, pid, runs, already, points, size = copy
+        source, target, started, ended, pid, runs, already, points, size, *later = copy
         counts = dict(
             db.execute("select state, count(*) from run where kind = 'run' and at >= ? group by 1", (started or 0,))
         )
@@ -220,6 +226,7 @@ def state(file: Path) -> State:
         losses,
         points,
         size,
+        later[0] if later else 0,  # ledgers of before have no such column
     )
 
 
@@ -256,9 +263,11 @@ def clean(text: str) -> str:
 def _begin(db: sqlite3.Connection, file: Path, source: str, target: str) -> None:
     db.execute("pragma journal_mode = wal")
     db.executescript(SCHEMA)
+    if "artifacts" not in {row[1] for row in db.execute("pragma table_info(copy)")}:  # of an earlier version
+        db.execute("alter table copy add column artifacts integer not null default 0")
     known = db.execute("select source, target from copy").fetchone()
     if known is None:
-        db.execute("insert into copy values (?, ?, null, null, 0, 0, 0, 0, 0)", (source, target))
+        db.execute("insert into copy values (?, ?, null, null, 0, 0, 0, 0, 0, 0)", (source, target))
     elif known != (source, target):
         what, old, new = ("from", known[0], source) if known[1] == target else ("to", known[1], target)
         raise LedgerInUse(

@@ -199,6 +199,7 @@ class Status(Message, frozen=True, tag="status"):
     failed: int
     losses: int
     points: int
+    artifacts: int
     bytes: int
 
 

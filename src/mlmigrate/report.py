@@ -415,6 +415,8 @@ def _counts(state: State, now: float) -> str:
     parts = [f"copied {state.copied:,}", f"already {state.already:,}", f"failed {state.failed:,}", f"to do {todo:,}"]
     if state.losses:
         parts.append(f"lost {state.losses:,}")
+    if state.artifacts:
+        parts.append(f"{several(state.artifacts, 'artifact')}, {size(state.size)}")
     if state.pid and state.copied and todo:
         parts.append(f"about {duration((now - state.started) / state.copied * todo)} left")
     return "   ".join(parts)
@@ -432,7 +434,8 @@ def history(state: State, failures: Sequence[Failure], losses: Sequence[Loss]) -
     lines = [
         f"{state.source}  ->  {state.target}",
         _when(state),
-        f"copied {state.copied:>9,} {_runs(state.copied)}, {several(state.points, 'point')}, {size(state.size)}",
+        f"copied {state.copied:>9,} {_runs(state.copied)}, {several(state.points, 'point')}, "
+        f"{several(state.artifacts, 'artifact')}, {size(state.size)}",
         f"already {state.already:>8,} {_runs(state.already)}",
     ]
     if failures:

@@ -95,5 +95,6 @@ def message(state: State) -> Message:
         failed=state.failed,
         losses=state.losses,
         points=state.points,
+        artifacts=state.artifacts,
         bytes=state.size,
     )
