@@ -143,6 +143,13 @@ def test_bars_count_what_nobody_estimated(out, err, monkeypatch):
     assert any(re.match(r"files +3", line) for line in lines)
 
 
+def test_the_first_line_tells_the_time_left_whatever_it_is(out, err, monkeypatch):
+    shown = progress.Bars(out.append, err.append)
+    monkeypatch.setattr(progress.Tally, "left", lambda self, now: 90.0)
+    lines = drawn(shown, monkeypatch, {"size": 250_000, "artifacts": 3}, size=1_000_000, artifacts=12)
+    assert [line.split()[0] for line in lines if "about 1 min 30 s left" in line] == ["bytes"]
+
+
 def test_bars_move_of_themselves(out, err, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr("sys.stderr", screen)
@@ -218,6 +225,7 @@ def test_json_is_always_valid():
             failed=0,
             losses=0,
             points=0,
+            artifacts=0,
             bytes=0,
         )
     )

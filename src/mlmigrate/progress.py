@@ -220,12 +220,15 @@ class _Bar:
     always: bool = False
     _line: tqdm[NoReturn] | None = None
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is anything to draw."""
+        return self.always or bool(self.total or self.done())
+
     def draw(self, after: str) -> None:
         """What is done now; `after` stands behind it."""
         done = self.done()
         if self._line is None:
-            if not (done or self.total or self.always):
-                return
             self._line = self._made()
         if self.total:
             self.total = max(self.total, done)  # it was an estimate
@@ -287,9 +290,10 @@ class Bars(Plain):
                 "bytes": f"{report.size(round(size))}/s" if size else "",
                 "files": f"{artifacts:,.0f}/s" if artifacts else "",
             }
-            for number, bar in enumerate(self._bars):
-                said = [after.get(bar.name, ""), *((time_left, *self._odd()) if not number else ())]
-                bar.draw("   ".join(one for one in said if one))
+            first = [time_left, *self._odd()]
+            for bar in [one for one in self._bars if one.shown]:
+                bar.draw("   ".join(one for one in (after.get(bar.name, ""), *first) if one))
+                first = []
 
     def waiting(self, what: str) -> None:
         super().waiting(what)

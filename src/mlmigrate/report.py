@@ -434,8 +434,10 @@ def history(state: State, failures: Sequence[Failure], losses: Sequence[Loss]) -
     lines = [
         f"{state.source}  ->  {state.target}",
         _when(state),
-        f"copied {state.copied:>9,} {_runs(state.copied)}, {several(state.points, 'point')}, "
-        f"{several(state.artifacts, 'artifact')}, {size(state.size)}",
+        (
+            f"copied {state.copied:>9,} {_runs(state.copied)}, {several(state.points, 'point')}, "
+            f"{several(state.artifacts, 'artifact')}, {size(state.size)}"
+        ),
         f"already {state.already:>8,} {_runs(state.already)}",
     ]
     if failures:
