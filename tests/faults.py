@@ -24,6 +24,7 @@ EARLY = {  # answered without asking the server
     BUSY: (429, [("Retry-After", "0.1")], b"slow down"),
     HTML: (200, [("Content-Type", "text/html")], b"<!doctype html><p>Log in"),
 }
+KEPT = ("content-type", "location", "retry-after", "content-range", "etag", "last-modified")
 Rule = Callable[[int, str, str], str | None]  # number of the request from 1, method, path -> fault
 
 
@@ -85,7 +86,7 @@ class Proxy:
                 if fault == TWICE:
                     proxy.forward(self.command, self.path, body, headers)
                 status, answered, data = proxy.forward(self.command, self.path, body, headers)
-                kept = [(k, v) for k, v in answered if k.lower() in ("content-type", "location", "retry-after")]
+                kept = [(k, v) for k, v in answered if k.lower() in KEPT]
                 if fault == LOST:
                     self._break()
                 elif fault == ERROR_AFTER:

@@ -118,6 +118,17 @@ class Downloads:
         return self._client.again.do(what, call, *given)
 
 
+def signed_version(client: Client, allow: Sequence[str], path: str) -> str:
+    """The ETag of a file as the store has it; "" where that is not to be had."""
+    link = Downloads(client, allow).link(path)
+    if link is None:
+        return ""
+    try:
+        return client.presigned.part(link.url, link.headers, 0, 1).version
+    except MigrateError:
+        return ""
+
+
 def server_info(client: Client) -> ServerInfo:
     """What the server says of itself; nothing when it is older than that."""
     try:

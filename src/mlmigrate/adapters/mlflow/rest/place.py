@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 WRITERS = 8
 BLOCK = 20_000  # points that are sorted and sent together
 UNDER_WAY = 3 * WRITERS  # calls that wait for their turn: what bounds memory
+FILES = 64  # small files on their way, or waiting for it
 
 
 @dataclass
@@ -70,6 +71,7 @@ class RestPlace:
         self._drafts: dict[str, Draft] = {}
         self._last: Draft | None = None  # whose points came last
         self._under_way: set[Future[Any]] = set()
+        self._files: set[Future[Any]] = set()
         self.losses: list[Loss] = []
         self._uploads = Uploads(writing.client, target.settings.allow_artifacts, self.losses)
         self._writers = Writers(self._frame())
@@ -224,7 +226,8 @@ class RestPlace:
             return
         call = self._uploads.of(draft.id, draft.uri, self._named(draft, artifact))
         if call is not None:
-            self._later(call)
+            self._files = _settled(self._files, FILES - 1)
+            self._files.add(self._writing.client.stores.submit(call))
 
     def _named(self, draft: Draft, artifact: Artifact) -> Artifact:
         """The file; what an MLmodel file names is named as it is here."""
@@ -303,14 +306,29 @@ class RestPlace:
         self._under_way.add(self._pool.submit(call, *given))
 
     def _wait(self, most: int) -> None:
-        """Until no more than `most` calls are under way. Raises what one of them raised."""
-        while self._under_way and len(self._under_way) >= max(most, 1):
-            done, self._under_way = wait(self._under_way, return_when="FIRST_COMPLETED")
-            for future in done:
-                future.result()
+        """Until fewer than `most` calls are under way, or with 0 none, and no file. Raises what one of them raised."""
+        self._under_way = _settled(self._under_way, max(most, 1) - 1)
+        if not most:
+            self._files = _settled(self._files, 0)
+
+    def close(self) -> None:
+        """Sends no further file, and waits for those that are under way: a second try must not meet them."""
+        for future in self._files:
+            future.cancel()
+        wait(self._files)
+        self._files = set()
 
     def _lose(self, run: Run, what: str, because: str) -> None:
         self.losses.append(Loss(run.id, what, because, run.experiment))
+
+
+def _settled(under_way: set[Future[Any]], most: int) -> set[Future[Any]]:
+    """What is left once no more than `most` are under way. Raises what one of them raised."""
+    while len(under_way) > most:
+        done, under_way = wait(under_way, return_when="FIRST_COMPLETED")
+        for future in done:
+            future.result()
+    return under_way
 
 
 def _renamed(draft: Draft) -> bool:

@@ -137,7 +137,7 @@ class Offers:
 
     downloads, uploads   whether it signs URLs for whole files, and for parts; None while nobody has asked
     reads, writes        whether its store has answered us by one
-    misses               files that were not to be had so before any was
+    misses, refusals     files that were not to be had, or not taken, so before any was
     spare                how many ranges and parts may be held beyond the one that each file needs
     """
 
@@ -146,6 +146,7 @@ class Offers:
     reads: bool = False
     writes: bool = False
     misses: int = 0
+    refusals: int = 0
     spare: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(SPARE))
 
     def miss(self) -> None:
@@ -153,6 +154,12 @@ class Offers:
         self.misses += 1
         if not self.reads and self.misses >= MISSES:
             self.downloads = False
+
+    def refuse(self) -> None:
+        """Another file was not taken by URL. After some, and no other, we send none so."""
+        self.refusals += 1
+        if not self.writes and self.refusals >= MISSES:
+            self.uploads = False
 
 
 class Presigned:
@@ -185,7 +192,7 @@ class Presigned:
         with self._asked("GET", url, headers, None) as (response, shown):
             if (response.length_remaining or 0) > most:
                 return None
-            data = response.read(most + 1, decode_content=False)
+            data = _read(response, most + 1)
             if len(data) > most:
                 return None
             self.throttle.payload(len(data))
@@ -198,7 +205,7 @@ class Presigned:
         with self._asked("GET", url, wanted, None) as (response, shown):
             if response.status != PARTIAL:
                 raise MigrateError(f"{shown} gives no parts of a file ({response.status}).")
-            data = response.read(length + 1, decode_content=False)
+            data = _read(response, length + 1)
             total = _total(response.headers, start, len(data), shown)
             if len(data) != min(length, total - start):
                 raise Unavailable(f"{shown} gave {len(data)} bytes of {length}.")
@@ -251,6 +258,14 @@ def _harmless(headers: Mapping[str, str]) -> dict[str, str]:
         for name, value in headers.items()
         if (_HEADER.fullmatch(name.lower()) or name in ("Range", "Content-MD5")) and _VALUE.fullmatch(value)
     }
+
+
+def _read(response: BaseHTTPResponse, most: int) -> bytes:
+    """All of an answer, or its first bytes. One that breaks off gives what came, and an error only when asked again."""
+    chunks, left = [response.read(most, decode_content=False)], most
+    while chunks[-1] and (left := left - len(chunks[-1])):
+        chunks.append(response.read(left, decode_content=False))
+    return b"".join(chunks)
 
 
 def _check(response: BaseHTTPResponse, shown: str) -> None:

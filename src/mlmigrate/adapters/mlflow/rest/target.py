@@ -95,9 +95,11 @@ class RestTarget:
         if any(ref.id.startswith("@traces") for ref in refs):
             self._refer([])  # while no trace is there: deleting a run again takes assessments with it
         with ThreadPoolExecutor(WRITERS, "mlflow-write") as pool:
+            place = RestPlace(self, self._writing, pool, refs)
             try:
-                yield RestPlace(self, self._writing, pool, refs)
+                yield place
             finally:
+                place.close()
                 pool.shutdown(cancel_futures=True)  # a second try must not meet calls of this one
 
     def _load(self) -> dict[str, Version]:

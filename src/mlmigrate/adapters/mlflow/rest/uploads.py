@@ -8,20 +8,26 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, ParamSpec
 
+from mlmigrate.adapters.mlflow.direct import Budget
 from mlmigrate.adapters.mlflow.repositories import allowed, direct, repository_writer, strange_path
 from mlmigrate.adapters.mlflow.rest.artifacts import Root, proxied, shown
 from mlmigrate.adapters.mlflow.rest.client import CHUNK, Client
+from mlmigrate.adapters.mlflow.rest.parts import Parts, Whole
 from mlmigrate.adapters.mlflow.rest.wire import Files
 from mlmigrate.errors import Damaged, MigrateError, NotFound, Unavailable
 from mlmigrate.model import Artifact, Loss
 
 UPLOAD = "ajax-api/2.0/mlflow/upload-artifact"  # servers from 2.9; for roots on the server's own disk
-SMALL = 1 << 20  # bytes; smaller files are sent several at a time
+SMALL = 8 << 20  # bytes; smaller files are sent several at a time
+UNDER_WAY = 64 << 20  # bytes of them
 LARGEST = 10 << 20  # bytes; what that route takes
-UNSERVABLE = "#"  # MLflow refuses to serve such names
+UNSERVABLE = ("#", "%")  # MLflow refuses to serve such names
+
+P = ParamSpec("P")
 
 
 class Uploads:
@@ -32,6 +38,8 @@ class Uploads:
         self._sizes: dict[str, dict[str, int]] = {}  # run here -> path -> bytes written
         self._roots: dict[str, Root] = {}
         self._lock = threading.Lock()
+        self._parts = Parts(client, allow, client.stores.part_size)
+        self._room = Budget(UNDER_WAY)
 
     def of(self, run: str, uri: str, artifact: Artifact) -> Callable[[], None] | None:
         """What sends this file, to be called from any thread; large ones are sent before this comes back."""
@@ -48,30 +56,44 @@ class Uploads:
     def _through_proxy(self, root: Root, artifact: Artifact) -> Callable[[], None] | None:
         self._roots[root.run] = root
         if artifact.size is None or artifact.size > SMALL:
-            self._client.again.do(artifact.path, self._stream, root, artifact)
+            self._told(artifact, self._large, root, artifact)
             return None
-        return partial(self._whole, root, artifact.path, _bytes(artifact), artifact.owner)
+        with ExitStack() as room:
+            room.enter_context(self._room.of(artifact.size))
+            return partial(self._whole, root, artifact, _bytes(artifact), room.pop_all())
+
+    def _large(self, root: Root, artifact: Artifact) -> None:
+        """In parts, straight into the store, or else as a stream through the proxy."""
+        if not (artifact.size and self._parts.put(_file(root, artifact, artifact.size))):
+            self._stream(root, artifact)
+            return
+        self._note(root.run, artifact.path, artifact.size)
 
     def _stream(self, root: Root, artifact: Artifact) -> None:
         with artifact.open() as data:
-            counted = _Counted(data)
+            counted = _Counted(data, artifact)
             self._client.upload(root.upload(artifact.path), counted, artifact.size)  # type: ignore[arg-type]
         self._note(root.run, artifact.path, counted.read_so_far)
 
-    def _whole(self, root: Root, path: str, data: bytes, owner: str) -> None:
+    def _whole(self, root: Root, artifact: Artifact, data: bytes, room: ExitStack) -> None:
         def call() -> None:
-            self._client.upload(root.upload(path), io.BytesIO(data), len(data))
+            self._client.upload(root.upload(artifact.path), io.BytesIO(data), len(data))
+            self._note(root.run, artifact.path, len(data))
 
+        with room:
+            self._told(artifact, call)
+
+    def _told(self, artifact: Artifact, call: Callable[P, None], /, *given: P.args, **named: P.kwargs) -> None:
+        """Calls, again while the server is away; a name that it cannot hold is a loss."""
         try:
-            self._client.again.do(path, call)
-        except Unavailable:
+            self._client.again.do(artifact.path, call, *given, **named)
+        except (Unavailable, Damaged):
             raise
         except MigrateError as error:
-            if UNSERVABLE not in path and "%" not in path:
+            if not any(one in artifact.path for one in UNSERVABLE):
                 raise
-            self._losses.append(Loss(owner, f"artifact {path!r}", f"the server refuses its name ({error.message})"))
-            return
-        self._note(root.run, path, len(data))
+            because = f"the server refuses its name ({error.message})"
+            self._losses.append(Loss(artifact.owner, f"artifact {artifact.path!r}", because))
 
     def _by_run(self, run: str, uri: str, artifact: Artifact) -> Callable[[], None] | None:
         """The server writes to its own disk for us, files of up to 10 MiB that are not empty."""
@@ -127,11 +149,17 @@ def _bytes(artifact: Artifact) -> bytes:
     return read
 
 
-class _Counted(io.RawIOBase):
-    """A stream that counts what is read of it."""
+def _file(root: Root, artifact: Artifact, size: int) -> Whole:
+    """The file as the proxy names it."""
+    folder, _, name = f"{root.folder}/{artifact.path}".rpartition("/")
+    return Whole(folder, name, size, artifact.open)
 
-    def __init__(self, data: BinaryIO) -> None:
-        self._data = data
+
+class _Counted(io.RawIOBase):
+    """A stream that counts what is read of it, and ends where it was said to. Raises Damaged when it does not."""
+
+    def __init__(self, data: BinaryIO, artifact: Artifact) -> None:
+        self._data, self._artifact = data, artifact
         self.read_so_far = 0
 
     def readable(self) -> bool:
@@ -140,4 +168,9 @@ class _Counted(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         data = self._data.read(CHUNK if size < 0 else size) or b""
         self.read_so_far += len(data)
+        said = self._artifact.size
+        if said is not None and (self.read_so_far > said or (not data and self.read_so_far < said)):
+            raise Damaged(
+                f"Artifact {self._artifact.path!r} should have {said} bytes, and {self.read_so_far} were read."
+            )
         return data
