@@ -110,7 +110,7 @@ def running(folder: Path) -> Iterator[Azure]:
     """A service that keeps everything in memory; its log lies in `folder`."""
     program, port = _installed(), free_port()
     command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
-    command += ["--extentMemoryLimit", "512", "--disableTelemetry", "--silent", "--skipApiVersionCheck"]
+    command += ["--extentMemoryLimit", "1024", "--disableTelemetry", "--silent", "--skipApiVersionCheck"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -19,7 +19,7 @@ import pytest
 
 import azurite
 import googledouble
-from mlmigrate.errors import BadData, Damaged, MigrateError, NotFound, Refused, Unavailable, UsageError
+from mlmigrate.errors import BadData, Conflict, Damaged, MigrateError, NotFound, Refused, Unavailable, UsageError
 from mlmigrate.storage import cloud_access
 from mlmigrate.storage import clouds as module
 from mlmigrate.storage.clouds import NoBucket, check_key, explain
@@ -567,6 +567,14 @@ class TestAzure:
 class TestErrors:
     def test_what_is_no_error_of_a_store_is_not_explained(self):
         assert (explain(ValueError("x"), "gs://b"), explain(OSError("x"), "gs://b")) == (None, None)
+
+    def test_not_every_conflict_of_azure_is_a_file_that_is_there(self):
+        from obstore.exceptions import AlreadyExistsError
+
+        text = "Server returned non-2xx status code: 409 Conflict: <Code>{}</Code>"
+        assert type(explain(AlreadyExistsError(text.format("BlobAlreadyExists")), "az://c", "k")) is Exists
+        found = explain(AlreadyExistsError(text.format("BlobImmutableDueToPolicy")), "az://c", "k")
+        assert (type(found), "409 BlobImmutableDueToPolicy" in found.message) == (Conflict, True)
 
     @pytest.mark.parametrize(
         ("text", "kind"),

@@ -15,6 +15,7 @@ import hashlib
 import io
 import re
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
     from obstore.store import AzureStore, GCSStore
     from typing_extensions import Buffer
 
-MEMORY = 1 << 28  # bytes of parts of one upload that may be held at once
+MEMORY = 1 << 26  # bytes of parts of one upload that may be held at once: half are read, half are being sent
+LARGE = threading.BoundedSemaphore(2)  # uploads in parts at once, whoever asks for them
 PAGE = 1000  # names that a list is asked for at a time
 BATCH = 256  # names that Azure deletes in one request
 LONGEST = 1024  # of a name, in bytes: both stores
@@ -61,6 +63,7 @@ _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,80})</Code>|\"reason\": ?\"([A-Za-z]{1,80})\"")
 _AWAY = re.compile(r"error sending request|timed out|timeout|connection|dns|HTTP error", re.IGNORECASE)
 _URL = re.compile(r"\w+://\S+")
+_THERE = frozenset({"", "BlobAlreadyExists", "PreconditionFailed", "ConditionNotMet"})
 _WAIT = frozenset({408, 429, 500, 502, 503, 504})
 _RATE = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "SlowDown", "ServerBusy"})
 
@@ -163,22 +166,32 @@ class CloudObjects:
         if body.size <= PART:
             with body.open(0, body.size) as stream:
                 return self.put(key, _all(stream, body.size))
-        name, size = self._name(key), sized(body.size, part_size)
-        threads = max(1, min(threads, MEMORY // (2 * size)))
+        with LARGE:
+            return self._upload_parts(key, body, sized(body.size, part_size), threads)
+
+    def _upload_parts(self, key: str, body: Body, size: int, threads: int) -> Stored:
+        name = self._name(key)
         source = _Parts(body, size, self.throttle)
+        held = max(1, min(threads, MEMORY // (2 * size)))
+        with ThreadPoolExecutor(held) as pool, explained(self.typed, key):
+            parts = source.read(pool, held)
+            answer = self.bucket.put(name, parts, use_multipart=True, chunk_size=size, max_concurrency=held)
+        version = _bare(answer["e_tag"])
+        self._prove_parts(key, source, version, threads)
+        return Stored(key, body.size, version, time.time(), composite(source.sums, size))
+
+    def _prove_parts(self, key: str, source: _Parts, version: str, threads: int) -> None:
+        """Reads all parts back; the first that is wrong ends it."""
         with ThreadPoolExecutor(threads) as pool:
-            with explained(self.typed, key):
-                answer = self.bucket.put(
-                    name, source.read(pool, threads), use_multipart=True, chunk_size=size, max_concurrency=threads
-                )
-            version = _bare(answer["e_tag"])
             proofs = [
                 pool.submit(self._prove, key, start, length, version, sha256)
                 for (start, length), sha256 in zip(source.ranges(), source.sums, strict=True)
             ]
-            for proof in proofs:
-                proof.result()
-        return Stored(key, body.size, version, time.time(), composite(source.sums, size))
+            try:
+                for proof in proofs:
+                    proof.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def unfinished(self, below: str = "") -> Iterator[tuple[str, str, float]]:  # noqa: ARG002  of the protocol
         """None that obstore could name: Azure forgets them after a week, in Google a rule of the bucket does."""
@@ -370,8 +383,6 @@ def explain(error: Exception, place: str, key: str = "") -> MigrateError | None:
     if isinstance(error, exceptions.InvalidPathError):
         return BadKey(f"{place} has a name that cannot be read here.")
     what = f"{place}/{key:.200}" if key else place
-    if isinstance(error, exceptions.AlreadyExistsError):
-        return Exists(f"{what} is there already.")
     return _answered(error, text, place, what) if isinstance(error, (exceptions.BaseError, FileNotFoundError)) else None
 
 
@@ -380,6 +391,8 @@ def _answered(error: Exception, text: str, place: str, what: str) -> MigrateErro
     status = int(match[1]) if (match := _STATUS.search(text)) else 0
     code = (match[1] or match[2]) if (match := _CODE.search(text)) else ""
     said = f"{status} {code}".strip() if status else _first_line(text)
+    if isinstance(error, exceptions.AlreadyExistsError) and code in _THERE:  # else another 409 of Azure's
+        return Exists(f"{what} is there already.")
     if isinstance(error, exceptions.PreconditionError) or status == 416 or "Wanted range" in text:  # noqa: PLR2004
         return Changed(f"{what} was written meanwhile.", "Run the same command again.")
     if status in _WAIT or code in _RATE:
