@@ -239,7 +239,20 @@ class TestEdits:
         before = bytes_of(full.root)
         with opened(full.root).switching() as switching:
             assert switching.edit(to_s3(switching.cells())) == []
+            assert {cell.value[:5] for cell in switching.cells()} == {"s3://"}
+            assert list(opened(full.root).cells()) == cells_of_full()
         assert bytes_of(full.root) == before
+
+    def test_a_value_changed_twice_in_one_switch_ends_as_the_second_says(self, full):
+        with opened(full.root).switching() as switching:
+            first = to_s3(switching.cells())
+            assert switching.edit(first) == []
+            assert switching.edit(to_s3(switching.cells(), "s3://bucket/new", "gs://other")) == []
+            switching.commit()
+            assert {cell.value[:10] for cell in switching.cells()} == {"gs://other"}
+        assert raw_values(full.root) == sorted(
+            (*one.key, one.column, one.new.replace("s3://bucket/new", "gs://other")) for one in first
+        )
 
     def test_a_waiting_file_is_no_tag_of_its_trace(self, full):
         with opened(full.root).switching() as switching:

@@ -226,6 +226,24 @@ class TestCells:
         assert small.read_bytes() == before
         assert [one.name for one in small.parent.iterdir()] == [small.name]
 
+    def test_what_is_no_text_or_no_time_holds_up_nothing(self, small):
+        with closing(sqlite3.connect(small)) as db:
+            db.execute("pragma ignore_check_constraints = on")
+            db.execute(f"update runs set artifact_uri = cast(x'2fff41' as text), end_time = 'late', name = x'ff'")
+            db.execute(
+                "update experiments set artifact_location = 5, last_update_time = 2.5, name = 'a' || char(0) || 'b'"
+            )
+            db.execute("update trace_info set status = 3, timestamp_ms = 'x'")
+            db.execute("update logged_models set artifact_location = ''")
+            db.commit()
+        cells = list(of_file(small).cells())
+        assert [cell.value for cell in cells if cell.kind == "run"] == ["/\ufffdA"] * 2
+        assert [(cell.value, cell.changed) for cell in cells if cell.kind == "experiment"] == [("5", 2)]
+        assert len(cells) == len(expected(room=False)) - 1
+        missed = edited(of_file(small), to_s3(cells))
+        assert {edit.table for edit in missed} == {"runs"}
+        assert rawsql.ask(small, "select artifact_location from experiments") == [("s3://bucket/new5",)]
+
     def test_a_reader_who_takes_his_time_holds_up_no_writer(self, small):
         cells = of_file(small).cells()
         next(cells)

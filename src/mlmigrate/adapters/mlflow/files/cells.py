@@ -16,7 +16,7 @@ Experiments in the trash are <experiment>s too.  A value's key is its file's pat
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mlmigrate.adapters.estate import Cell
@@ -47,9 +47,10 @@ COLUMNS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads all values of one store, kind by kind, sorted by path."""
+    """Reads all values of one store, kind by kind, sorted by path. `at`: where a file is read instead."""
 
     root: str
+    at: Callable[[str], str] = str
 
     def cells(self) -> Iterator[Cell]:
         """Those that are no place, and those whose file's path is no text, are left out."""
@@ -62,20 +63,21 @@ class Reader:
             yield from self._traces(home)
 
     def _experiment(self, home: Home) -> Iterator[Cell]:
-        said = home.found.meta
+        file = os.path.join(home.path, META)
+        said = home.found.meta if self.at(file) == file else meta.load(self.at(file)).meta
         cell = Cell(
-            *("experiments", (), "artifact_location", home.artifacts, "experiment"),
+            *("experiments", (), "artifact_location", meta.word(said.get("artifact_location")), "experiment"),
             name=home.name,
             changed=meta.time(said.get("last_update_time")),
         )
-        yield from self._placed(cell, home, os.path.join(home.path, META))
+        yield from self._placed(cell, home, file)
 
     def _runs(self, home: Home) -> Iterator[Cell]:
         for entry in disk.folders(home.path):
             if entry.name in homes.RESERVED:
                 continue
             file = os.path.join(entry.path, META)
-            said = meta.load(file).meta
+            said = meta.load(self.at(file)).meta
             if homes.is_run(said):
                 cell = Cell(
                     *("runs", (), "artifact_uri", meta.word(said.get("artifact_uri")), "run"),
@@ -89,7 +91,7 @@ class Reader:
     def _models(self, home: Home) -> Iterator[Cell]:
         for entry in disk.folders(os.path.join(home.path, "models")):
             file = os.path.join(entry.path, META)
-            said = meta.load(file).meta
+            said = meta.load(self.at(file)).meta
             cell = Cell(
                 *("logged_models", (), "artifact_location", meta.word(said.get("artifact_location")), "model"),
                 owner=f"@model/{entry.name}",
@@ -105,7 +107,7 @@ class Reader:
                 if not entry.name.startswith(VERSION):
                     continue
                 file = os.path.join(entry.path, META)
-                said = meta.load(file).meta
+                said = meta.load(self.at(file)).meta
                 name = meta.word(said.get("name")) or model.name
                 cell = Cell(
                     *("model_versions", (), "", "", "version"),
@@ -129,7 +131,7 @@ class Reader:
             said: Meta | None = None
             for tag in TAGS:
                 file = os.path.join(entry.path, "tags", tag)
-                value = whole(file)
+                value = whole(self.at(file))
                 if value:
                     said = meta.load(os.path.join(entry.path, traces.INFO)).meta if said is None else said
                     cell = Cell(

@@ -46,8 +46,8 @@ class FileSwitching:
         self._edits: IO[str] = tempfile.TemporaryFile("w+", prefix="mlmigrate-", encoding="ascii")  # noqa: SIM115 - closed by close()
 
     def cells(self) -> Iterator[Cell]:
-        """All values, as they are now."""
-        return Reader(self._root).cells()
+        """All values, as they are now; those of staged edits as they will be."""
+        return Reader(self._root, self._now_at).cells()
 
     def edit(self, edits: Iterable[Edit]) -> list[Edit]:
         """Stages the edits; gives those that cannot be made, for another value stands there or none."""
@@ -75,6 +75,9 @@ class FileSwitching:
             with suppress(OSError):
                 os.unlink(_part(file))
         self._edits.close()
+
+    def _now_at(self, file: str) -> str:
+        return _part(file) if hash(file) in self._staged and os.path.lexists(_part(file)) else file
 
     def _stage(self, edit: Edit) -> bool:
         file = self._file(edit)

@@ -30,6 +30,7 @@ TRACE_TAGS = ("mlflow.artifactLocation", "mlflow.trace.archiveLocation")
 NO_PLACES = ("dummy-source", "REDACTED-SOURCE-PATH")  # of prompts, and of versions that were deleted
 REFERENCES = ("models:/", "runs:/", "prompts:/")
 MOST_KEYS = 3
+AT_ONCE = 4_096  # rows that are Python's values at a time
 
 _TEXTS = ("key0", "key1", "key2", "value", "owner", "experiment", "name")
 _NUMBERS = ("active", "changed")
@@ -146,8 +147,9 @@ def cells(session: Session, shape: Shape) -> Spool:
 
 def taken(spool: Spool, shape: Shape, *, bounded: bool) -> Iterator[Cell]:
     """What was laid aside, as cells; `bounded`: the database keeps to its columns' declared lengths."""
-    for batch in spool.batches():
-        columns = [texts(column) for column in batch.columns]
+    parts = (whole.slice(at, AT_ONCE) for whole in spool.batches() for at in range(0, whole.num_rows, AT_ONCE))
+    for part in parts:
+        columns = [texts(column) for column in part.columns]
         for number, *keys, value, owner, experiment, name, active, changed in zip(*columns, strict=True):
             place = PLACES[number]
             yield Cell(
