@@ -20,8 +20,10 @@ from mlmigrate.archive.lease import ArchiveInUse, Lease
 from mlmigrate.archive.reader import ArchiveSource
 from mlmigrate.archive.writer import ArchiveTarget
 from mlmigrate.errors import Conflict, Damaged, NotFound, Refused, Unavailable
+from mlmigrate.model import Artifact, Spot
 from mlmigrate.storage import open_storage
 from mlmigrate.storage.bucket import BucketStorage
+from mlmigrate.storage.objects import Changed
 from mlmigrate.testing.conformance import TargetTests
 
 pytestmark = pytest.mark.slow
@@ -119,14 +121,27 @@ def test_a_file_whose_size_was_unknown_or_wrong_arrives_as_it_is(storage, there,
 
 
 def test_a_file_of_this_disk_is_read_from_there(storage, there, kit, tmp_path):
-    from mlmigrate.model import Spot
-
     data = large("disk", 33 * MIB)
     (tmp_path / "model").write_bytes(data)
     one = kit.replace(kit.artifact("r", "model", data), spot=Spot("file", str(tmp_path / "model")))
     kit.write(storage, [kit.run("r")], (), [one])
     assert kit.read(storage).files == {("r", "model"): data}
     assert not [name for name in there.files() if name.startswith(".parts")]
+
+
+def test_a_large_file_of_the_same_store_is_copied_by_the_store(s3, storage, there, kit, monkeypatch):
+    client, bucket, data = s3.client(), s3.bucket(), large("elsewhere", 20 * MIB)
+    etag = client.put_object(Bucket=bucket, Key="run/model é.bin", Body=data)["ETag"].strip('"')
+    spot = Spot(storage.objects.store, f"s3://{bucket}/run/model é.bin", etag)
+    one = kit.replace(kit.artifact("r", "model", data), spot=spot)
+    stale = kit.replace(one, path="stale", spot=kit.replace(spot, version="0" * 32))
+    monkeypatch.setattr(type(storage.objects), "upload", None)
+    kit.write(storage, [kit.run("r")], (), [one])
+    assert there.files()["blobs/{0:.2}/{0}".format(hashlib.sha256(data).hexdigest())] == data
+    monkeypatch.undo()
+    there.delete("blobs/{0:.2}/{0}".format(hashlib.sha256(data).hexdigest()))
+    with pytest.raises(Changed):
+        kit.write(open_storage(storage.shown, s3.env), [kit.run("q")], (), [kit.replace(stale, owner="q")])
 
 
 def test_bytes_that_are_not_those_announced_are_told(storage, there, kit):
@@ -138,8 +153,6 @@ def test_bytes_that_are_not_those_announced_are_told(storage, there, kit):
 
 
 def test_an_error_of_one_file_among_many_is_told_at_the_latest_by_the_commit(storage, there, kit):
-    from mlmigrate.model import Artifact
-
     def away():
         raise NotFound("the source has no such file any more")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from mlmigrate.archive import layout
@@ -136,6 +137,28 @@ def open_blob(storage: Storage, sha256: str, size: int, what: str = "") -> Itera
         raise layout.damaged(what, "its bytes are missing") from error
     with file, io.BufferedReader(CheckedStream(file, sha256, size, what), CHUNK) as stream:
         yield stream
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Opens a blob: all of it, checked; or a piece, for who sends it on in parts and compares the whole's digest."""
+
+    storage: Storage
+    sha256: str
+    size: int
+    what: str
+    ahead: Callable[[], AbstractContextManager[BinaryIO]] | None = None
+
+    def __call__(self) -> AbstractContextManager[BinaryIO]:
+        """All of it. Raises Damaged, at the latest with the last byte."""
+        return open_blob(self.storage, self.sha256, self.size, self.what) if self.ahead is None else self.ahead()
+
+    def open(self, start: int, length: int) -> AbstractContextManager[BinaryIO]:
+        """A piece, as it is. Raises Damaged when the bytes are missing."""
+        try:
+            return self.storage.piece(layout.blob_name(self.sha256), start, length)
+        except NotFound as error:
+            raise layout.damaged(self.what, "its bytes are missing") from error
 
 
 def checked_chunks(storage: Storage, sha256: str, size: int, what: str = "") -> Iterator[bytes]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from mlmigrate.adapters.base import Packing
 from mlmigrate.archive import index, layout, values
-from mlmigrate.archive.blobs import CHUNK, open_blob
+from mlmigrate.archive.blobs import CHUNK, Blob
 from mlmigrate.archive.commits import Commit, Entry, File
 from mlmigrate.archive.fetching import AHEAD, Ahead, looking_ahead
 from mlmigrate.archive.index import Index
@@ -206,8 +206,7 @@ class PackReading:
         storage, pool = self._tables.storage, self._tables.pool
         if pool is None:
             for owner, path, size, sha256 in self._files():
-                what = f"{owner}, {path}"
-                yield Artifact(owner, path, partial(open_blob, storage, sha256, size, what), size, sha256)
+                yield Artifact(owner, path, Blob(storage, sha256, size, f"{owner}, {path}"), size, sha256)
             return
         ahead = Ahead(storage, pool)
         yield from looking_ahead((self._fetched(ahead, *row) for row in self._files()), AHEAD)
@@ -220,10 +219,10 @@ class PackReading:
                 yield owner, path, size, sha256
 
     def _fetched(self, ahead: Ahead, owner: str, path: str, size: int, sha256: str) -> Artifact:
-        what = f"{owner}, {path}"
+        storage, what = self._tables.storage, f"{owner}, {path}"
         opener = partial(ahead.open, ahead.told(sha256, size, what), sha256, size, what)
-        spot = self._tables.storage.spot(layout.blob_name(sha256))
-        return Artifact(owner, path, opener, size, sha256, spot)
+        spot = storage.spot(layout.blob_name(sha256)) if layout.is_blob(sha256) else None
+        return Artifact(owner, path, Blob(storage, sha256, size, what, opener), size, sha256, spot)
 
     def records(self) -> Iterator[Record]:
         """What belongs to no run."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,10 +22,10 @@ from typing import BinaryIO, cast
 from mlmigrate.archive import layout
 from mlmigrate.archive.blobs import CHUNK, Blobs
 from mlmigrate.errors import BadData, MigrateError, Unavailable
-from mlmigrate.model import Artifact
+from mlmigrate.model import Artifact, Spot
 from mlmigrate.storage.bucket import BucketStorage, filled
-from mlmigrate.storage.objects import PART, Body, Changed, FileBody, digest_of, part_size
-from mlmigrate.storage.slices import version_of
+from mlmigrate.storage.objects import PART, Body, Changed, FileBody, digest_of, part_size, parts_in
+from mlmigrate.storage.slices import explain_file, version_of
 
 UNDER_WAY = 64  # files of a pack that are being sent or wait for it
 MEMORY = 128 << 20  # bytes of files larger than CHUNK
@@ -129,8 +130,13 @@ class SentBlobs(Blobs):
     def _largest(self, artifact: Artifact, head: bytes, stream: BinaryIO, size: int) -> Kept:
         if artifact.sha256 is not None and self._there(artifact.sha256, size):
             return artifact.sha256, size
-        if artifact.spot is not None and artifact.spot.store == "file":
-            return self._of_disk(Path(artifact.spot.url))
+        spot = artifact.spot
+        if spot is not None and spot.store == "file":
+            return self._of_disk(Path(spot.url))
+        if spot is not None and (artifact.sha256 is not None or spot.version):
+            taken = self._taken(artifact, spot, size)
+            if taken is not None:
+                return taken
         body, key = StreamBody(head, stream, size), self._bucket.nameless()
         try:
             self._send(key, body)
@@ -147,7 +153,7 @@ class SentBlobs(Blobs):
     def _of_disk(self, file: Path) -> Kept:
         """A file of this machine: read once to be named, and once more to be sent where it is not there yet."""
         for last in (False, False, True):
-            found = file.stat()
+            found = _stat(file)
             body = FileBody(file, found.st_size, version_of(found))
             try:
                 with body.open(0, body.size) as stream:
@@ -163,11 +169,32 @@ class SentBlobs(Blobs):
                 break
         return sha256, size
 
-    def _twice(self, artifact: Artifact) -> Kept:
-        """A stream whose size nobody knew: read to its end to be named, and once more to be sent."""
+    def _taken(self, artifact: Artifact, spot: Spot, size: int) -> Kept | None:
+        """A file of the same store: read to be named, and copied by the store itself; None when it does not."""
+        if spot.store != self._bucket.objects.store:
+            return None
+        sha256, found = self._read(artifact)
+        if found != size:
+            return None
+        if not self._there(sha256, size):
+            name = layout.blob_name(sha256)
+            copy = self._bucket.take(spot, name, size)
+            if copy is None:
+                return None
+            if copy.size != size or (_is_plain(copy.digest) and copy.digest != f"sha256:{sha256}"):
+                self._bucket.delete_files([name])
+                return None
+            self._remember(sha256)
+        return sha256, size
+
+    def _read(self, artifact: Artifact) -> Kept:
         with artifact.open() as stream:
             digest, size = digest_of(stream)
-        sha256 = digest.partition(":")[2]
+        return digest.partition(":")[2], size
+
+    def _twice(self, artifact: Artifact) -> Kept:
+        """A stream whose size nobody knew: read to its end to be named, and once more to be sent."""
+        sha256, size = self._read(artifact)
         if not self._there(sha256, size):
             with artifact.open() as stream:
                 self._send(layout.blob_name(sha256), StreamBody(b"", stream, size, sha256))
@@ -193,6 +220,17 @@ class SentBlobs(Blobs):
 
     def _threads(self, size: int) -> int:
         return max(1, min(THREADS, MEMORY // (2 * self._part(size))))
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise explain_file(error, str(file)) or error from error
+
+
+def _is_plain(digest: str) -> bool:
+    return digest.startswith("sha256:") and not parts_in(digest)
 
 
 class OtherSize(BadData):

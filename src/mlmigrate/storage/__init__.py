@@ -22,5 +22,5 @@ def open_storage(place: str, env: Mapping[str, str], throttle: Throttle = UNLIMI
         from mlmigrate.storage.bucket import BucketStorage  # noqa: PLC0415  a folder needs none of it
         from mlmigrate.storage.objects import open_objects  # noqa: PLC0415  as above
 
-        return BucketStorage(open_objects(place, env, throttle))
+        return BucketStorage(open_objects(place, env, throttle), lambda other: open_objects(other, env, throttle))
     return LocalStorage(Path(place))

@@ -57,6 +57,9 @@ class Storage(Protocol):
     def open(self, name: str) -> BinaryIO:
         """The file for reading, seekable. Raises NotFound."""
 
+    def piece(self, name: str, start: int, length: int) -> AbstractContextManager[BinaryIO]:
+        """`length` bytes of the file from `start`. Raises NotFound."""
+
     def size(self, name: str) -> int | None:
         """How many bytes the file has; None when there is none."""
 

@@ -16,15 +16,15 @@ import secrets
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, BinaryIO, cast
 
-from mlmigrate.errors import DiskFull, MigrateError, NotFound, Unavailable
+from mlmigrate.errors import DiskFull, MigrateError, NotFound, Refused, Unavailable
 from mlmigrate.model import Spot
 from mlmigrate.storage.base import Entry, clean
-from mlmigrate.storage.objects import PART, Body, Changed, Exists, Objects, parts_in
+from mlmigrate.storage.objects import PART, BadKey, Body, Changed, Exists, Objects, Stored, parts_in
 from mlmigrate.storage.slices import Slice
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,9 @@ class BucketStorage:
 
     many = AT_ONCE
 
-    def __init__(self, objects: Objects) -> None:
-        self.objects = objects
+    def __init__(self, objects: Objects, other: Callable[[str], Objects] | None = None) -> None:
+        """`other` opens other places of the store, with the same credentials."""
+        self.objects, self._other = objects, other
         self._conditional = True
         self._cached: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -70,6 +71,10 @@ class BucketStorage:
                 return cast("BinaryIO", io.BufferedReader(raw, 1 << 16))
         self._keep(key, head)
         return io.BytesIO(head)
+
+    def piece(self, name: str, start: int, length: int) -> AbstractContextManager[BinaryIO]:
+        """A piece of the file, in one request. Raises NotFound."""
+        return self.objects.open(clean(name), start, length)
 
     def size(self, name: str) -> int | None:
         """How many bytes the file has; None when there is none."""
@@ -176,6 +181,17 @@ class BucketStorage:
         """Gives a file that had no name its own; no byte passes through here."""
         self.objects.copy(self.objects, key, clean(name), size)
         self.objects.delete([key])
+
+    def take(self, spot: Spot, name: str, size: int) -> Stored | None:
+        """Has the store copy a file of its own to this name; None when that is not for us to do."""
+        bucket, _, key = spot.url.partition("://")[2].partition("/")
+        if spot.store != self.objects.store or self._other is None or not key:
+            return None
+        try:
+            source = self._other(f"{spot.url.partition('://')[0]}://{bucket}")
+            return self.objects.copy(source, key, clean(name), size, spot.version)
+        except (Refused, BadKey):  # whoever opened the file may read it; we may not
+            return None
 
     def _create(self, key: str, data: bytes) -> None:
         """Raises Exists. A store that knows no conditional put is asked first, as near as it lets us."""

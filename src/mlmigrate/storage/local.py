@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,6 +60,12 @@ class LocalStorage:
         """The file for reading. Raises NotFound."""
         with self._explained(name):
             return open(self._path(name), "rb")  # noqa: PTH123  the caller closes it
+
+    def piece(self, name: str, start: int, length: int) -> AbstractContextManager[BinaryIO]:
+        """A piece of the file. Raises NotFound."""
+        from mlmigrate.storage.slices import open_slice  # noqa: PLC0415  needs this module
+
+        return open_slice(self._path(name), start, length)
 
     def size(self, name: str) -> int | None:
         """How many bytes the file has; None when there is none."""
