@@ -67,6 +67,10 @@ class Memory:
 
     def abort(self, key, upload): ...
 
+    def delete(self, keys):
+        for key in keys:
+            self.files.pop(key, None)
+
 
 @pytest.fixture
 def source(tmp_path):
@@ -350,8 +354,14 @@ class TestTheTarget:
         failed = [one for one in ended if isinstance(one, Failed)]
         assert all(isinstance(one.error, Damaged) for one in failed)
         arrived = {one.task.to for one in ended if isinstance(one, Moved)}
-        assert {key: target.files[key] for key in arrived} == {key: renamed(files(source))[key] for key in arrived}
+        assert target.files == {key: data for key, data in renamed(files(source)).items() if key in arrived}
         assert len(arrived) + len(failed) == 100
+
+    def test_wrong_bytes_do_not_stay_under_a_files_name(self, source):
+        target = Memory(trouble=lambda what, key: b"evil" if what == "put" and key == "new/d5/f5" else None)
+        [failed] = [one for one in Mover(target).move(tasks(source)) if isinstance(one, Failed)]
+        assert (failed.task.key, type(failed.error)) == ("d5/f5", Damaged)
+        assert target.files.keys() == renamed(files(source)).keys() - {"new/d5/f5"}
 
 
 class TestStopping:

@@ -158,6 +158,37 @@ class TestWithinAStore:
         assert [(one.task.key, type(one.error)) for one in failed] == [("d1/f1", NotFound)]
 
 
+class TestBetweenStores:
+    def test_the_bytes_pass_once_and_digests_are_those_of_the_source(self, s3, bucket, small, large):
+        moved(open_objects(f"s3://{bucket}/p", s3.env), small), moved(open_objects(f"s3://{bucket}/p", s3.env), large)
+        other = s3.bucket()
+        with s3faults.faulty(s3) as proxy:  # another address is another store
+            source, target = open_objects(f"s3://{bucket}/p/new", proxy.env), open_objects(f"s3://{other}/q", s3.env)
+            ended = list(Mover(target).move(tasks(source)))
+        meant = files(small) | files(large)
+        assert s3.objects(other, "q/new") == meant
+        assert proxy.down == sum(map(len, meant.values()))
+        assert {one.digest for one in ended if one.how == "parts"} == {source.head("large").digest}
+
+    def test_what_is_there_already_is_not_even_read(self, s3, bucket, large):
+        moved(open_objects(f"s3://{bucket}/p", s3.env), large)
+        other = s3.bucket()
+        with s3faults.faulty(s3) as proxy:
+            source, target = open_objects(f"s3://{bucket}/p/new", proxy.env), open_objects(f"s3://{other}/q", s3.env)
+            assert [one.how for _ in range(2) for one in Mover(target).move(tasks(source))] == ["parts", "there"]
+        assert proxy.down == 36 * MIB + 5
+
+    def test_a_bit_that_falls_over_on_the_way_down_is_found_out(self, s3, bucket, large):
+        moved(open_objects(f"s3://{bucket}/p", s3.env), large)
+        other = s3.bucket()
+        with s3faults.faulty(s3, s3faults.at(s3faults.FLIPPED_ANSWER, "GetObject", 3)) as proxy:
+            source, target = open_objects(f"s3://{bucket}/p/new", proxy.env), open_objects(f"s3://{other}/q", s3.env)
+            [one] = Mover(target).move(tasks(source))
+        assert len(proxy.met) == 1
+        assert isinstance(one, Moved)
+        assert s3.objects(other, "q/new") == files(large)
+
+
 PASSING = [
     (s3faults.SLOW_DOWN, ("PutObject", "UploadPart", "CreateUpload", "Complete", "HeadObject")),
     (s3faults.ERROR, ("PutObject", "UploadPart", "CreateUpload", "Complete", "HeadObject")),
@@ -313,7 +344,8 @@ def test_a_large_file_that_changes_under_its_upload_leaves_no_parts(s3, bucket, 
 
     def rule(request):
         if request.op == "UploadPart":
-            file.write_bytes(os.urandom(PART + 1))
+            with file.open("r+b") as out:
+                out.write(os.urandom(8))
 
     with s3faults.faulty(s3, rule) as proxy:
         [one] = moved(open_objects(f"s3://{bucket}/p", proxy.env), FolderObjects.of(str(file.parent)))

@@ -191,6 +191,7 @@ class Carry:
     def __init__(self, shared: Shared, task: Task, again: Again) -> None:
         self._shared, self.task, self._again = shared, task, again
         self._targets = False  # whether what went wrong last did so in the target
+        self._wrote = False  # whether the last try began to write there
         self._tries = 0
         self._parts = task.size > PART
         self.left = task.size
@@ -211,9 +212,16 @@ class Carry:
             else:
                 self._tidied(moved)
                 return moved
-        if not isinstance(last, Unavailable) and self.task.size > PART:
-            self._abort()
+        self._undone(last)
         return Failed(self.task, last)
+
+    def _undone(self, error: MigrateError) -> None:
+        """What nobody will go on with goes: parts, and a file whose bytes are wrong."""
+        if not isinstance(error, Unavailable) and self._parts:
+            self._abort()
+        if isinstance(error, Damaged) and self._wrote:
+            with suppress(MigrateError):  # it is named as failed all the same
+                self._shared.target.delete([self.task.to])
 
     def _may_help(self, error: MigrateError) -> bool:
         """Whether another try may end otherwise: what a store has against parts, it says only of these parts."""
@@ -242,7 +250,7 @@ class Carry:
         return self._again.do(f"file {self.task.key}", repeated)
 
     def _once(self) -> Moved:
-        self._targets = False
+        self._targets = self._wrote = False
         task, target = self.task, self._shared.target
         if task.source.store and task.source.store == target.store:
             return self._copied()
@@ -258,7 +266,7 @@ class Carry:
         if data is None:
             return self._in_parts()
         sha256 = hashlib.sha256(data).hexdigest()
-        self._targets = True
+        self._targets = self._wrote = True
         stored = self._shared.target.put(self.task.to, data, sha256=sha256)
         if stored.digest != f"sha256:{sha256}" or stored.size != len(data):
             raise self._not_as_sent()
@@ -320,10 +328,10 @@ class Carry:
         target, self._parts = self._shared.target, True
         body = Watched(self._body(), self._shared, self._count)
         known, part = self._known()
-        if there := self._there(body):
+        if there := self._there(body, known):
             return there
         upload = self._shared.unfinished(self.task.to, fresh=self._tries > 0)
-        resume = upload[-1] if upload else ""
+        resume, self._wrote = upload[-1] if upload else "", True
         try:
             stored = target.upload(self.task.to, body, part_size=part, resume=resume, threads=PARTS_AT_ONCE)
         except MigrateError as error:
@@ -335,8 +343,14 @@ class Carry:
         if stored.size != self.task.size or not stored.digest.startswith("sha256:"):
             raise self._not_as_sent()
         if known and parts_in(known) == parts_in(stored.digest) and known != stored.digest:
-            raise Damaged(f"{self.task.source.shown}/{self.task.key}: what was read is not what lies there.")
+            self._read_again(body, stored.digest)
         return Moved(self.task, stored, stored.digest, "parts", self.task.size)
+
+    def _read_again(self, body: Watched, digest: str) -> None:
+        """A store may have taken other parts than it seems; then a second reading decides. Raises Damaged."""
+        with body.looked_at() as stream:
+            if digest_of(stream, parts_in(digest))[0] != digest:
+                raise Damaged(f"{self.task.source.shown}/{self.task.key}: what was read is not what lies there.")
 
     def _known(self) -> tuple[str, int]:
         """The digest that the source keeps, and the parts to send: of that size, so that both can be compared."""
@@ -360,18 +374,18 @@ class Carry:
             self._renew(found.size, found.version)
         return FileBody(source.root / self.task.key, found.size, found.version)
 
-    def _there(self, body: Watched) -> Moved | None:
+    def _there(self, body: Watched, known: str) -> Moved | None:
         """The file that the target has already, when its digest is that of the source's bytes."""
         self._targets = True
         found = self._shared.target.head(self.task.to)
         self._targets = False
         if found is None or found.size != body.size or not found.digest.startswith("sha256:"):
             return None
-        with body.looked_at() as stream:
-            digest, size = digest_of(stream, parts_in(found.digest))
-        if digest != found.digest or size != found.size:
-            return None
-        return Moved(self.task, found, digest, "there", 0)
+        if known != found.digest:
+            with body.looked_at() as stream:
+                if digest_of(stream, parts_in(found.digest)) != (found.digest, found.size):
+                    return None
+        return Moved(self.task, found, found.digest, "there", 0)
 
     def _copied(self) -> Moved:
         task, target = self.task, self._shared.target

@@ -15,6 +15,7 @@ concerns the target as a whole (no right to write, no space) ends the move: what
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -32,6 +33,7 @@ HELD = 48 << 20  # bytes of files of more than a MiB that are held at once
 AWAY = 8  # files one after another that found nobody there: then nobody is
 LOT = 8  # small files that a thread is given at once, while all have something to do
 LOT_SIZE = 1 << 18  # bytes of a lot
+PATIENCE = 10.0  # seconds that a stop waits for what is under way: a store that hangs keeps nobody
 LOOK = 0.2  # seconds between looks around while nothing ends
 SMALL, LARGE = 0, 1
 
@@ -117,7 +119,7 @@ class _Crew:
             raise self._fatal
 
     def end(self) -> None:
-        """No thread is left when this returns, but for those that sleep before another try, and then end."""
+        """No thread is left when this returns, but for what sleeps or hangs in a request; that ends by itself."""
         self.closing.set()
         self.over.set()
         with self._held:
@@ -125,8 +127,9 @@ class _Crew:
         for lots, hands in zip(self._lots, self._hands, strict=True):
             for _ in hands:
                 lots.put(None)
+        until = time.monotonic() + PATIENCE
         for hand in (*self._hands[SMALL], *self._hands[LARGE]):
-            while hand.is_alive() and not hand.sleeping:
+            while hand.is_alive() and not hand.sleeping and time.monotonic() < until:
                 hand.join(LOOK)
 
     @contextmanager
