@@ -90,7 +90,7 @@ class Checker:
         return rest
 
     def _one(self, one: Copied, folder: Path) -> Outcome:
-        owner = next(self.book.owners("place = ?", one.place), None)
+        owner = self.book.owner_at(one.place)
         if owner is None:
             return Outcome()
         rest = one.dest[len(owner.dest) + 1 :] if owner.dest else one.dest

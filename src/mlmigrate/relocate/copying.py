@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from mlmigrate.errors import MigrateError
 from mlmigrate.relocate.ledger import Copied, Ledger, Owner
@@ -13,6 +14,7 @@ from mlmigrate.storage.objects import PART, BadKey, Changed, Objects, Stored, di
 
 MOST_GROUPS = 1000  # old places that are told of one by one
 MOST_NAMED = 10_000  # owners that are named
+AT_ONCE = 500  # files that the ledger is asked about at once
 
 
 @dataclass
@@ -111,15 +113,15 @@ class Copier:
         return done
 
     def _todo(self, found: Iterable[Found], done: Pass, after_switch: bool) -> Iterator[tuple[object, ...]]:
-        for one in found:
+        known_of = self._knows(found)
+        for one, known, there in known_of:
             group = done.group(one)
             done.seen += 1
             done.size += one.stored.size
             guarded = after_switch or one.owner.kind == "proxy"
-            known = self.book.copied(one.at)
-            if known is not None and self._is_there(known, one, guarded=guarded):
+            if known is not None and self._is_there(known, there, one, guarded=guarded):
                 continue
-            if (why := self._taken(one, known, guarded=guarded)) is not None:
+            if (why := self._taken(one, known, there, guarded=guarded)) is not None:
                 if why:
                     done.conflicts.append((one.owner, one.at, why))
                 continue
@@ -128,9 +130,19 @@ class Copier:
             group.more(one.stored.size)
             yield one.at, one.to, one.key, one.stored.size, one.stored.version, one.owner.place
 
+    def _knows(self, found: Iterable[Found]) -> Iterator[tuple[Found, Copied | None, tuple[int, str] | None]]:
+        """Files with what is known of their copies and of what the target lists, some hundreds at a time."""
+        files = iter(found)
+        while some := list(islice(files, AT_ONCE)):
+            known = {one.at: one for one in self.book.copies([one.at for one in some])}
+            there = self.book.listed([one.to for one in some]) if self.listed else {}
+            yield from ((one, known.get(one.at), there.get(one.to)) for one in some)
+
     def move(self, done: Pass) -> Pass:
         """Copies what was put down."""
         on_way: dict[tuple[int, str], Found] = {}
+        if not done.todo:
+            return done
         try:
             for end in self.mover.move(self._tasks(on_way)):
                 one = on_way.pop((id(end.task.source), end.task.key))
@@ -152,15 +164,16 @@ class Copier:
             on_way[id(where), key] = Found(owner, where, key, at, dest, Stored(key, size, version))
             yield Task(where, key, size, version, dest)
 
-    def _is_there(self, known: Copied, one: Found, *, guarded: bool) -> bool:
+    def _is_there(self, known: Copied, there: tuple[int, str] | None, one: Found, *, guarded: bool) -> bool:
         """Whether the file was copied as it is now, and the copy has not gone."""
-        same = (known.size, known.version, known.dest) == (one.stored.size, one.stored.version, one.to)
-        if not same or not self.listed:
-            return same
-        there = self.book.one("select size, version from there where dest = ?", one.to)
+        stored = one.stored
+        if known.size != stored.size or known.version != stored.version or known.dest != one.to:
+            return False
+        if not self.listed:
+            return True
         return there is not None and (guarded or there == (known.size, known.placed))
 
-    def _taken(self, one: Found, known: Copied | None, *, guarded: bool) -> str | None:
+    def _taken(self, one: Found, known: Copied | None, listed: tuple[int, str] | None, *, guarded: bool) -> str | None:
         """Why the file cannot go where it should ("": it is there already); None when it can.
 
         Before a switch nobody uses the new place, and what is there was brought by us. After it (and behind a
@@ -169,23 +182,16 @@ class Copier:
         other = self.book.copied_to(one.to)
         if other is not None and other.at != one.at and not other.gone:
             return f"{other.at} was copied there"
-        there = None if self.listed and not self._in_list(one.to) else self._head(one, guarded=guarded)
-        if there is None or (known is not None and there.version == known.placed):
+        if (listed is None) if self.listed else not guarded:
             return None
-        if not guarded and one.stored.size > PART:
+        there = self.target.head(one.to)
+        if there is None or (known is not None and there.version == known.placed) or not (guarded or _small(one)):
             return None  # whoever sends large files looks first
         if self._equal(one, there):
             self._note(one, one.stored, there, there.digest)
             return ""
-        if not guarded:
-            return None
-        return "both places changed" if known is not None else "the new place has another file of this name"
-
-    def _head(self, one: Found, *, guarded: bool) -> Stored | None:
-        return self.target.head(one.to) if guarded or self.listed else None
-
-    def _in_list(self, dest: str) -> bool:
-        return self.book.one("select 1 from there where dest = ?", dest) is not None
+        another = "both places changed" if known is not None else "the new place has another file of this name"
+        return another if guarded else None
 
     def _equal(self, one: Found, there: Stored) -> bool:
         """Whether the target's file is this one, by its digest."""
@@ -252,6 +258,10 @@ class Copier:
         held = "update owner set state = 'held', why = ? where place = ? and state = 'todo'"
         if self.book.do(held, why, owner.place):
             done.held.append(owner)
+
+
+def _small(one: Found) -> bool:
+    return one.stored.size <= PART
 
 
 def base_of(owner: Owner) -> str:

@@ -27,7 +27,7 @@ from mlmigrate.relocate.copying import Copier, Pass
 from mlmigrate.relocate.deleting import Deleter
 from mlmigrate.relocate.ledger import Ledger, Owner, default_file
 from mlmigrate.relocate.sources import Found, Sources
-from mlmigrate.relocate.survey import Survey, must_fit
+from mlmigrate.relocate.survey import Survey
 from mlmigrate.relocate.switch import Switch, Switched, Undone
 from mlmigrate.steps import Steps
 from mlmigrate.storage.moving import Mover
@@ -229,14 +229,13 @@ class Relocation:
 
     def plan(self) -> None:
         """What there is to do. Raises what would make it fail."""
-        must_fit(self.survey)
         if self.target.local is None or self.target.local.exists():
             self.target.check(write=not self.wish.dry_run)
-        self.copier.look_at_target()
+        self.done.values = self.survey.to_change()
         self.progress.note(f"Looking at {self.estate.shown} ...")
+        self.copier.look_at_target()
         self.done.look = self.copier.gather(self.sources.files())
         self.done.listed, self.done.lists = self.copier.there, self.sources.lists
-        self.done.values = sum(1 for _ in self.survey.edits())
         self.done.there = self.survey.done
         self.done.server_side = self._within_a_store()
         self._room(self.done.look.todo_size)
@@ -282,12 +281,12 @@ class Relocation:
 
     def change(self) -> None:
         """The switch, when there is anything to switch."""
-        self.look()
         if not any(True for _ in self.survey.edits()):
             return  # what lies behind a proxy keeps its addresses
         self.progress.note("Switching: writers wait ...")
         self.done.switched = self.switch.make(self.since, self._last_look)
-        self.look()
+        if self.done.switched.not_made:
+            self.look()
 
     def _last_look(self, owners: Iterable[Owner]) -> None:
         """What these wrote since the last pass, as far as it goes quickly: writers wait."""
@@ -332,8 +331,8 @@ class Relocation:
         done.checked.values, findings = check.values(self.book)
         done.checked.findings += findings
         done.checked.findings += self._unswept()
-        if not done.checked.findings:
-            self.book.set(checked=json.dumps({"at": time.time(), "files": done.checked.files, "of": done.checked.of}))
+        passed = {"at": time.time(), "files": done.checked.files, "of": done.checked.of}
+        self.book.set(checked="" if done.checked.findings else json.dumps(passed))
 
     def _files_checked(self, client: Downloads | None, number: int) -> Checked:
         def told(size: int, files: int) -> None:

@@ -23,6 +23,7 @@ from typing import IO, Any
 from mlmigrate.adapters.estate import Cell, Edit
 from mlmigrate.errors import LedgerInUse
 from mlmigrate.ledger import explain, locked, state_folder
+from mlmigrate.relocate.places import old_place
 
 BATCH = 500  # copies that a kill may make us prove again
 LONGEST = 1.0  # seconds until what was copied is written down
@@ -240,8 +241,6 @@ class Ledger:
 
     def look(self, cells: Iterable[Cell]) -> None:
         """All of a store's values, as they are now, instead of those that were known."""
-        from mlmigrate.relocate.places import old_place  # noqa: PLC0415  small, and this way round only here
-
         with self.writing():
             self._db.execute("delete from cell")
             self._db.executemany(
@@ -268,26 +267,27 @@ class Ledger:
     def cells(self, where: str = "1", *values: object) -> Iterator[tuple[Cell, str]]:
         """The values as they were at the last look, with their old places."""
         for row in self.rows(f"select {_CELL}, old from cell where {where}", *values):  # noqa: S608  ours
-            table, key, column, value, kind, owner, experiment, name, active, changed, room, old = row
-            cell = Cell(
-                table,
-                tuple(json.loads(key)),
-                column,
-                value,
-                kind,
-                owner,
-                experiment,
-                name,
-                bool(active),
-                changed,
-                room,
-            )
-            yield cell, old
+            yield _cell(row), row[11]
+
+    def cells_of_owners(self) -> Iterator[tuple[Cell, str, str | None, str | None]]:
+        """The same, and with those of runs, models and traces where their owners go and how they stand."""
+        columns = ", ".join(f"c.{one.strip()}" for one in _CELL.split(","))
+        sql = (
+            f"select {columns}, c.old, o.dest, o.state from cell c left join owner o on o.place = c.old "  # noqa: S608
+            "and c.kind in ('run', 'model', 'trace') where c.old <> ''"
+        )
+        for row in self.rows(sql):
+            yield _cell(row), row[11], row[12], row[13]
 
     def owners(self, where: str = "1", *values: object) -> Iterator[Owner]:
         """Owners, in the order of their places."""
         for row in self.rows(f"select {_OWNER} from owner where {where} order by place", *values):  # noqa: S608  ours
             yield _owner(row)
+
+    def owner_at(self, place: str) -> Owner | None:
+        """The owner of just this place."""
+        row = self.one(f"select {_OWNER} from owner where place = ?", place)  # noqa: S608  ours
+        return None if row is None else _owner(row)
 
     def owner_of(self, parents: Sequence[str]) -> Owner | None:
         """Whose files lie there: of the owners of these places, the one with the longest."""
@@ -304,6 +304,17 @@ class Ledger:
         """What is known of the copy of the file at `at`."""
         row = self.one(f"select {_FILE} from file where at = ?", at)  # noqa: S608  ours
         return None if row is None else _copied(row)
+
+    def copies(self, at: Sequence[str]) -> list[Copied]:
+        """What is known of the copies of some files."""
+        marks = ",".join("?" * len(at))
+        return [_copied(row) for row in self.rows(f"select {_FILE} from file where at in ({marks})", *at)]  # noqa: S608
+
+    def listed(self, dest: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """What the target listed under some keys: size and version."""
+        marks = ",".join("?" * len(dest))
+        sql = f"select dest, size, version from there where dest in ({marks})"  # noqa: S608  marks
+        return {key: (size, version) for key, size, version in self.rows(sql, *dest)}
 
     def copied_to(self, dest: str) -> Copied | None:
         """What is known of the copy with this key."""
@@ -406,6 +417,12 @@ def _quoted(file: Path) -> str:
     from urllib.parse import quote  # noqa: PLC0415  here alone
 
     return quote(str(file))
+
+
+def _cell(row: Sequence[Any]) -> Cell:
+    table, key, column, value, kind, owner, experiment, name, active, changed, room = row[:11]
+    keys = tuple(json.loads(key))
+    return Cell(table, keys, column, value, kind, owner, experiment, name, bool(active), changed, room)
 
 
 def _owner(row: Sequence[Any]) -> Owner:

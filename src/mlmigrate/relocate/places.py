@@ -20,6 +20,7 @@ PROXY = "mlflow-artifacts:"
 DIRECT = ("s3://", "gs://", "az://")
 HOSTS = ("abfss://", "wasbs://")  # these name a host, which a person must have named first
 FOLDERS = {"model": "models/", "trace": "traces/"}  # below an experiment's place, as MLflow makes them
+_USUAL = re.compile(r"(?:/[\w\-][\w.\-]*)+")  # a plain absolute path, which most are
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")  # one letter is a drive
 _DRIVE = re.compile(r"^/?([A-Za-z]:)")
 _PLAIN_PART = re.compile(r"[\w.\-+=@,~ ]+")
@@ -27,7 +28,9 @@ _PLAIN_PART = re.compile(r"[\w.\-+=@,~ ]+")
 
 def old_place(uri: str) -> str:
     """The one text of the place that `uri` names; "" when it is no clean place."""
-    if not uri or any(ord(letter) < ord(" ") for letter in uri):
+    if _USUAL.fullmatch(uri):
+        return f"file:{uri}"
+    if not uri or any(letter < " " for letter in uri):
         return ""
     scheme = _SCHEME.match(uri)
     if scheme is None or scheme[0].lower() == "file:":
@@ -90,7 +93,7 @@ def parents(place: str) -> Iterator[str]:
     at = place
     while (cut := at.rfind("/")) > 0:
         at = at[:cut]
-        if not at.endswith("/"):
+        if not at.endswith(("/", ":")):
             yield at
 
 

@@ -6,6 +6,7 @@ the place of an experiment though their run is gone.  All other values follow fr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 from mlmigrate.adapters.estate import Cell, Edit
 from mlmigrate.errors import BadData, Conflict
 from mlmigrate.relocate import places
-from mlmigrate.relocate.ledger import Ledger, Owner
+from mlmigrate.relocate.ledger import Ledger
 
 OWNERS = ("run", "model", "trace")
 PROXY_OWNER = "@server"
 NOT_HERE = "its folder is not here"
+_NEW = "kind in ('run', 'model', 'trace') and old not in (select place from owner where seen)"
 _FIELDS = "place, dest, kind, owner, experiment, name, active, changed, at, root, state, why, seen, fresh"
 _PUT = f"""
 insert into owner ({_FIELDS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 1)
@@ -46,21 +48,21 @@ class Survey:
     allow: Sequence[str] = ()
     _experiments: dict[str, str] = field(default_factory=dict)
     _folders: dict[str, Path | None] = field(default_factory=dict)
+    _last_roots: str = ""
     _alone: list[tuple[str, str, str, str, str]] = field(default_factory=list)
 
-    @property
-    def new_place(self) -> str:
-        """The new place as old ones are written."""
-        return places.old_place(self.target)
+    def __post_init__(self) -> None:
+        self.new_place = places.old_place(self.target)  # as old places are written
 
     def look(self, cells: Iterable[Cell]) -> None:
         """All of it anew. Raises Conflict when two owners' files would lie in one place."""
         self.book.look(cells)
         self._alone = []
-        self.book.do("update owner set seen = 0, fresh = 0 where state <> 'switched'")
+        self.book.do("update owner set seen = 0, fresh = 0")
         self._roots()
         with self.book.writing():
-            self.book.many(_PUT, (row for cell, old in self.book.cells(_of(OWNERS)) for row in self._owner(cell, old)))
+            self._known()
+            self.book.many(_PUT, (row for cell, old in self.book.cells(_NEW) for row in self._owner(cell, old)))
             self.book.many(
                 _PUT, (row for cell, old in self.book.cells("kind = 'version'") for row in self._version(cell, old))
             )
@@ -75,6 +77,17 @@ class Survey:
         self._experiments = {cell.experiment: old for old, cell in found}
         rows = [(old, cell.experiment) for old, cell in found if not places.below(old, self.new_place)]
         self.book.many("insert or ignore into root values (?, ?)", rows)
+
+    def _known(self) -> None:
+        """Owners that are as they were at the last look need no other."""
+        roots = json.dumps(sorted(self._experiments.items()))
+        if roots == self._last_roots:
+            self.book.do(
+                "update owner set seen = 1 where state = 'todo' and place in (select o.place from cell c "
+                "join owner o on o.place = c.old where (c.kind, c.owner, c.experiment, c.name, c.active) = "
+                "(o.kind, o.owner, o.experiment, o.name, o.active) and c.changed is o.changed)"
+            )
+        self._last_roots = roots
 
     def _owner(self, cell: Cell, old: str) -> Iterator[tuple[object, ...]]:
         if places.proxied(old) or (old and places.below(old, self.new_place)):
@@ -141,6 +154,10 @@ class Survey:
         if found is None or self._foreign(old):
             self._leave(cell, self._foreign(old) or "lies outside of every place that is moved")
             return
+        folder = self.folder(cell) if places.local(old) else None
+        if places.local(old) and (folder is None or not folder.is_dir()):
+            self._leave(cell, NOT_HERE)
+            return
         root, experiment = found
         rest = places.rest_of(old, root)
         if rest and places.plain(rest):
@@ -179,12 +196,13 @@ class Survey:
 
     def _collide(self) -> None:
         row = self.book.one(
-            "select dest, min(place), max(place) from owner where dest <> '' group by dest having count(*) > 1"
+            "select dest, min(place), max(place) from owner where dest <> '' "
+            "group by dest having count(distinct kind || owner) > 1"
         )
         if row:
             raise Conflict(
                 f"The files of {row[1]} and of {row[2]} would both lie at {self.target}/{row[0]}.",
-                "Two runs of one id in one experiment: move one of them away first.",
+                "Move one of them to a place of its own first. Nothing was copied or switched.",
             )
 
     @property
@@ -195,14 +213,24 @@ class Survey:
     @property
     def done(self) -> int:
         """How many values name the new place."""
-        return sum(places.below(old, self.new_place) for _, old in self.book.cells("old <> ''"))
+        sql = "select count(*) from cell where old = ? or (old > ? and old < ?)"
+        return self.book.count(sql, self.new_place, self.new_place + "/", self.new_place + "0")
 
     def edits(self) -> Iterator[tuple[Edit, Cell]]:
-        """What a switch has to change, as things stand at the last look."""
-        for cell, old in self.book.cells("old <> ''"):
-            new = self.new_value(cell, old)
+        """What a switch has to change, as things stand at the last look. Raises BadData when something has no room."""
+        for cell, old, dest, state in self.book.cells_of_owners():
+            if dest is None:
+                new = self.new_value(cell, old)
+            else:
+                new = "" if state == "held" else places.new_uri(self.target, dest)
             if new and new != cell.value:
+                if cell.room is not None and len(new) > cell.room:
+                    raise too_long(cell, new)
                 yield Edit(cell.table, cell.key, cell.column, cell.value, new), cell
+
+    def to_change(self) -> int:
+        """How many values there are to change."""
+        return sum(1 for _ in self.edits())
 
     def new_value(self, cell: Cell, old: str) -> str:
         """What a value shall be; "" when it stays."""
@@ -232,21 +260,12 @@ class Survey:
         sql = "select count(*) from owner where experiment = ? and place > ? and place < ? and state <> 'held'"
         return bool(self.book.count(sql, cell.experiment, old + "/", old + "0"))
 
-    def too_long(self) -> list[tuple[Cell, str]]:
-        """Values that would not fit where they stand."""
-        return [(cell, edit.new) for edit, cell in self.edits() if cell.room is not None and len(edit.new) > cell.room]
 
-
-def must_fit(survey: Survey) -> None:
-    """Raises BadData when an address would be longer than its column."""
-    long = survey.too_long()
-    if not long:
-        return
-    cell, new = long[0]
-    raise BadData(
-        f"{len(long):,} addresses would be longer than the store can hold, for example {new!r} in "
-        f"{cell.table}.{cell.column}, which has room for {cell.room} characters.",
-        "Choose a shorter place for --to. Nothing was copied or changed.",
+def too_long(cell: Cell, new: str) -> BadData:
+    """An address would be longer than its column."""
+    return BadData(
+        f"{new!r} is longer than {cell.table}.{cell.column} can hold, which has room for {cell.room} characters.",
+        "Choose a shorter place for --to. Nothing was switched.",
     )
 
 
@@ -272,12 +291,3 @@ def _used(folder: Path) -> bool:
         return next(folder.iterdir(), None) is not None
     except OSError:
         return False
-
-
-def held(book: Ledger, why: str | None = None) -> list[Owner]:
-    """Owners that stay where they are."""
-    return list(book.owners("state = 'held'")) if why is None else list(book.owners("state='held' and why=?", why))
-
-
-def _of(kinds: Sequence[str]) -> str:
-    return f"kind in ({', '.join(repr(kind) for kind in kinds)})"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mlmigrate.adapters.estate import Cell, Edit, Estate
 from mlmigrate.relocate.ledger import Ledger, Owner
 from mlmigrate.relocate.places import below
-from mlmigrate.relocate.survey import Survey, must_fit
+from mlmigrate.relocate.survey import Survey
 
 MARGIN = 60_000  # ms: clocks of training machines and ours may differ by so much
 MOST_OWNERS = 200  # that are looked at once more while writers wait; the sweep finds what the others wrote
@@ -73,7 +73,6 @@ class Switch:
         begun = time.monotonic()
         with self.estate.switching() as store:
             self.survey.look(store.cells())
-            must_fit(self.survey)
             last_look(self._lately(active_before, since))
             number = self.book.open_switch(self.survey.edits())
             not_made = store.edit(edit for edit, *_ in self.book.edits(number))
