@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlmigrate.address import Address, merge, parse
+from mlmigrate.address import Address, hide_secrets, merge, parse
 from mlmigrate.errors import UsageError
 
 
@@ -37,6 +37,22 @@ def test_a_place_is_a_kind_and_what_the_tool_calls_it(text: str, kind: str, plac
 )
 def test_secrets_are_hidden_when_shown(text: str, shown: str) -> None:
     assert (parse(text).shown, str(parse(text)), "s3cret" in repr(parse(text))) == (shown, shown, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("wasbs://box-1@acct.blob.core.windows.net/p", "wasbs://box-1@acct.blob.core.windows.net/p"),
+        ("abfss://box@acct.dfs.core.windows.net/p", "abfss://box@acct.dfs.core.windows.net/p"),
+        ("wasbs://me:s3cret@acct.blob.core.windows.net/p", "wasbs://***@acct.blob.core.windows.net/p"),
+        (
+            "https://acct.blob.core.windows.net/box?sv=1&sig=s3cret",
+            "https://acct.blob.core.windows.net/box?sv=1&sig=***",
+        ),
+    ],
+)
+def test_a_container_of_azure_is_no_secret_and_its_signature_is(text: str, shown: str) -> None:
+    assert hide_secrets(text) == shown
 
 
 @pytest.mark.parametrize("text", ["", "http://localhost:5000", "sqlite:///x.db", "postgresql+psycopg2://a/b"])

@@ -18,8 +18,9 @@ OBJECT_STORES = ("s3", "gs", "az")
 STORE_SCHEMES = (*OBJECT_STORES, "s3a", "abfss", "wasbs")
 _SERVER = re.compile(r"(?i)https?://|databricks\b|uc:")
 _KIND = re.compile(r"^([A-Za-z][A-Za-z0-9_+-]+):(.*)$", re.DOTALL)
-_USERINFO = re.compile(r"(?<=://)(?!/)\S*@")  # greedy: a password may hold "@" and "/"
-_SECRET_QUERY = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|key|secret|sslpassword|access_key)=)[^&\s]*")
+# greedy: a password may hold "@" and "/"; what stands before Azure's "@" is a container, and no secret
+_USERINFO = re.compile(r"(?<=://)(?!(?<=wasbs://|abfss://)[a-z0-9$-]+@[a-z0-9]+\.)(?!/)\S*@")
+_SECRET_QUERY = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|key|secret|sslpassword|access_key|sig)=)[^&\s]*")
 
 
 @dataclass(frozen=True, slots=True)

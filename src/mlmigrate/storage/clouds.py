@@ -453,7 +453,9 @@ def _bare(etag: str | None) -> str:
 
 
 def _all(stream: BinaryIO, size: int) -> bytes:
-    data = b"".join(iter(lambda: stream.read(CHUNK), b""))
-    if len(data) != size:
+    data = stream.read(size)
+    while len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    if len(data) != size or stream.read(1):
         raise Changed(f"A file was {size:,} bytes long and gave {len(data):,}.", "Run the same command again.")
     return data
