@@ -12,6 +12,7 @@ import pytest
 import s3faults
 import s3server
 from direct_estate import BIG, carry, compared, in_bucket, job_of, on_disk, rows, sha256s, without_mlmodel
+from mlmigrate.adapters.mlflow.direct import NoBucket
 from mlmigrate.errors import NotFound, Refused
 from mlmigrate.events import Silent
 
@@ -230,6 +231,25 @@ class TestTwoCredentials:
         report = carry(job_of(estate.place, tmp_path / "archive"), tmp_path)
         assert ([one.run for one in report.failed], report.copied) == ([estate.runs[0]], 1)
         assert "s3://shut/" in report.failed[0].message
+
+    def test_a_source_whose_buckets_are_all_gone_ends_it_at_once(self, s3, estate, env, tmp_path):
+        import shutil
+        import sqlite3
+
+        database = tmp_path / "gone.db"
+        shutil.copy(estate.database, database)
+        with sqlite3.connect(database) as connection:
+            for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
+                connection.execute(f"UPDATE {table} SET {column} = replace({column}, 's3://old-home', 's3://gone')")
+        with pytest.raises(NoBucket, match="s3://gone") as told:
+            carry(job_of(f"mlflow:sqlite:///{database}", tmp_path / "archive"), tmp_path)
+        assert told.value.exit_code == 10
+
+    def test_credentials_that_are_no_good_end_it_at_once(self, s3, estate, env, tmp_path):
+        env({"AWS_SECRET_ACCESS_KEY": "hunter2"}, "SOURCE_")
+        with pytest.raises(Refused) as told:
+            carry(job_of(estate.place, tmp_path / "archive"), tmp_path)
+        assert told.value.exit_code == 12
 
 
 ODD = {

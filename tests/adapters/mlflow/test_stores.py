@@ -169,11 +169,24 @@ class TestReading:
         assert told == [1]
 
     def test_a_place_that_may_not_be_read_is_no_reason_to_give_up_all(self, stores):
-        bucket = Bucket()
+        bucket = Bucket(files={"x/y": b""})
+        list((one := stores(bucket)).artifacts("s3://b/x", "run"))
         bucket.shut = True
         with pytest.raises(Unreadable, match="s3://b/r may not be read") as told:
-            list(stores(bucket).artifacts("s3://b/r", "run"))
+            list(one.artifacts("s3://b/r", "run"))
         assert told.value.exit_code == 3
+
+    def test_when_none_may_be_read_all_ends_at_once(self, stores):
+        shut, open_ = Bucket("shut"), Bucket("open", files={"x/a": b"x"})
+        shut.shut = True
+        one = stores(shut, open_)
+        one.named = lambda: ["s3://shut/1", "/a/folder"]
+        with pytest.raises(Refused):
+            list(one.artifacts("s3://shut/1/r", "run"))
+        one = stores(shut, open_)
+        one.named = lambda: ["s3://shut/1", "s3://open/x"]
+        with pytest.raises(Unreadable):
+            list(one.artifacts("s3://shut/1/r", "run"))
 
     @pytest.mark.parametrize("cause", [OSError("InvalidAccessKeyId"), OSError("<Code>ExpiredToken</Code>"), None])
     def test_who_is_nobody_there_reads_nothing_else_either(self, stores, cause):

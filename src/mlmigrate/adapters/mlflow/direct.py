@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from mlmigrate.adapters.base import Again, Context, Once
 from mlmigrate.adapters.mlflow.references import MLMODEL
 from mlmigrate.adapters.mlflow.sending import Folder
 from mlmigrate.address import hide_secrets
-from mlmigrate.errors import BadData, MigrateError, Refused
+from mlmigrate.errors import BadData, MigrateError, NotFound, Refused, UsageError
 from mlmigrate.model import Artifact, Spot
 from mlmigrate.storage.objects import Objects, Stored, open_objects
 from mlmigrate.storage.throttle import UNLIMITED, Throttle
@@ -109,6 +109,8 @@ class Stores:
         self.closed: set[str] = set()  # places of the other side that this one's credentials may not read
         self._lock = threading.Lock()
         self._places: dict[str, Objects] = {}
+        self._answered = False  # whether any place was ever listed
+        self.named: Callable[[], Iterable[str]] = tuple  # gives the places that the source's experiments name
         self._folders: OrderedDict[str, Folder] = OrderedDict()
 
     @classmethod
@@ -181,13 +183,41 @@ class Stores:
         """All files below `uri`, in the store's order. Raises Refused, Unreadable, NotFound, Unavailable."""
         objects, prefix = self.at(uri)
         below = f"{prefix}/" if prefix else ""
+        for stored in self._listed(uri, objects, below):
+            if stored.key.endswith("/") and not stored.size:
+                continue  # stands for a folder
+            if not stored.key.startswith(below):
+                raise BadData(f"{hide_secrets(uri)} lists {stored.key!r:.200}, which does not lie there.")
+            yield _artifact(objects, stored, owner, stored.key.removeprefix(below))
+
+    def _listed(self, uri: str, objects: Objects, below: str) -> Iterator[Stored]:
+        found = iter(objects.list(below))
+        try:
+            with readable(uri):
+                first = next(found, None)
+        except (Unreadable, NotFound) as error:
+            if self._hopeless:
+                raise _for_all(error) from error
+            raise
+        self._answered = True
         with readable(uri):
-            for stored in objects.list(below):
-                if stored.key.endswith("/") and not stored.size:
-                    continue  # stands for a folder
-                if not stored.key.startswith(below):
-                    raise BadData(f"{hide_secrets(uri)} lists {stored.key!r:.200}, which does not lie there.")
-                yield _artifact(objects, stored, owner, stored.key.removeprefix(below))
+            yield from () if first is None else chain([first], found)
+
+    @cached_property
+    def _hopeless(self) -> bool:
+        """Whether no bucket that the source names gives anything out; asked once, when the first one does not."""
+        if self._answered:
+            return False
+        places = {urlsplit(uri).netloc: uri for uri in self.named() if reachable(uri)}
+        return not any(self._answers(uri) for uri in places.values())
+
+    def _answers(self, uri: str) -> bool:
+        objects, prefix = self.at(uri)
+        try:
+            next(iter(objects.list(f"{prefix}/" if prefix else "")), None)
+        except (Refused, NotFound):
+            return False
+        return True
 
     def _begun(self, uri: str, owner: str) -> Iterator[Artifact]:
         """As `artifacts`, the first of them asked for now."""
@@ -206,12 +236,12 @@ class Stores:
         under_way: deque[Iterator[Artifact]] = deque()
         while True:
             while len(under_way) < LISTS and (one := next(several, None)) is not None:
-                under_way.append(self._listed(one) if isinstance(one, Far) else one)
+                under_way.append(self._of(one) if isinstance(one, Far) else one)
             if not under_way:
                 return
             yield from under_way.popleft()
 
-    def _listed(self, far: Far) -> Iterator[Artifact]:
+    def _of(self, far: Far) -> Iterator[Artifact]:
         listing = self.submit(self._begun, far.uri, far.owner)
 
         def given() -> Iterator[Artifact]:
@@ -235,6 +265,19 @@ class Stores:
 
 class Unreadable(MigrateError):
     """A place in a store that these credentials may not read, though they are good for others."""
+
+
+class NoBucket(UsageError):
+    """None of the buckets that a source names is there."""
+
+    exit_code = NotFound.exit_code
+
+
+def _for_all(error: MigrateError) -> MigrateError:
+    """The error that ends a copy at once: what one place answers, all do."""
+    hint = "Other credentials: SOURCE_AWS_PROFILE and the like. All but files: --skip artifacts"
+    kind = NoBucket if isinstance(error, NotFound) else Refused
+    return kind(error.message, hint)
 
 
 @contextmanager

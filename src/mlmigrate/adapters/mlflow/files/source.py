@@ -97,6 +97,7 @@ class Files:
         self.root = root
         self.packing = Packing()
         self._whereabouts = Whereabouts(root, settings, stores)
+        self._whereabouts.stores.named = lambda: [one.artifact_root for one in self.experiments()]
         self._links = Links(root)
         self._oddities: dict[str, list[Loss]] = {}
         self._notes: dict[Loss, None] = {}

@@ -79,6 +79,7 @@ class DatabaseSource:
         self._mark = self._file_mark()
         beside = place.file.absolute().parent if place.file is not None else Path.cwd()
         self._finder = Finder(beside, _looking(context), Stores.of(context))
+        self._finder.stores.named = lambda: [one.artifact_root for one in self._experiments or ()]
         self._holder: Session | None = None
         self._snapshot = ""
         self._refs: list[RunRef] | None = None
