@@ -237,6 +237,17 @@ def test_of_two_exports_at_once_one_goes_on_and_the_other_says_who_writes(s3, st
     assert archived(s3.objects(bucket, "archive/")) == wanted(RUNS)
 
 
+def test_what_is_not_there_or_not_allowed_has_its_exit_code(s3, store, env, tmp_path):
+    said = run("export", f"mlflow:{store}", "s3://no-such-bucket/a", env=env, cwd=tmp_path)
+    assert (said.returncode, "no such bucket" in said.stderr) == (10, True), said
+    said = run("archive", "ls", f"s3://{s3.bucket()}/nothing", env=env, cwd=tmp_path)
+    assert (said.returncode, "not an archive" in said.stderr) == (10, True), said
+    wrong = env | {"TARGET_AWS_SECRET_ACCESS_KEY": "wrong"}
+    said = run("export", f"mlflow:{store}", f"s3://{s3.bucket()}/a", env=wrong, cwd=tmp_path)
+    assert (said.returncode, "Traceback" in said.stderr) == (12, False), said
+    assert "wrong" not in said.stderr.replace("secret key is wrong", "")
+
+
 def test_two_writers_that_nothing_keeps_apart_lose_and_double_nothing(s3, store, env, tmp_path):
     bucket = s3.bucket()
     place = f"s3://{bucket}/archive"

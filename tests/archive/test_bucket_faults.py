@@ -14,7 +14,6 @@ from mlmigrate.errors import DiskFull, Refused, Unavailable
 from mlmigrate.storage.bucket import BucketStorage
 from mlmigrate.storage.folder import FolderObjects
 
-
 pytestmark = pytest.mark.slow
 
 

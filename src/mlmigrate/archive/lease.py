@@ -68,15 +68,17 @@ class Lease:
         self._mine = Holder(secrets.token_hex(8), socket.gethostname(), machine(), pid, started(pid), now, what)
         self._data = msgspec.json.encode(self._mine) + b"\n"
         self._name = ""
-        self._lost = False
+        self._alive = self._lost = False
         self._end = threading.Event()
         self._seen = time.monotonic()
 
     def take(self) -> None:
-        """Raises ArchiveInUse when another writes."""
+        """Raises ArchiveInUse when another writes. May be called again when the store was away."""
+        if self._alive:
+            return
         others = _numbers(self._storage)
         self._refuse(others)
-        name = layout.writer_name(max(others.values(), default=0) + 1)
+        name = self._name or layout.writer_name(max(others.values(), default=0) + 1)
         if not self._storage.create(name, self._data):
             raise self._in_use(_holder(self._storage, name))
         self._name = name
@@ -85,7 +87,9 @@ class Lease:
         except ArchiveInUse:
             self.release()
             raise
-        self._storage.delete_files(others)
+        self._storage.delete_files(other for other in others if other != name)
+        self._seen = time.monotonic()
+        self._alive = True
         threading.Thread(target=self._live, name="lease", daemon=True).start()
 
     def check(self) -> None:
@@ -105,13 +109,13 @@ class Lease:
 
     def _refuse(self, names: dict[str, int]) -> None:
         """Raises ArchiveInUse when one of these but ours is alive."""
-        others = [name for name in names if name != self._name]
-        if not others:
-            return
-        silent = _silence(self._storage)
-        for name in others:
-            holder = _holder(self._storage, name)
-            if silent.get(name, STALE) < STALE and not (holder and holder.gone):
+        silent: dict[str, float] = {}
+        for name in names:
+            holder = None if name == self._name else _holder(self._storage, name)
+            if name == self._name or (holder and (holder.nonce == self._mine.nonce or holder.gone)):
+                continue  # ours, by a try whose answer was lost; or nobody's
+            silent = silent or _silence(self._storage)
+            if silent.get(name, STALE) < STALE:
                 raise self._in_use(holder)
 
     def _in_use(self, holder: Holder | None) -> ArchiveInUse:

@@ -165,10 +165,9 @@ class ArchiveTarget:
         if self._clock is None:
             self._load()
         with self._lock:
-            if self._leads and self._lease is None:
-                lease = Lease(self.storage, "export")
-                lease.take()
-                self._lease = lease
+            if self._leads:
+                self._lease = self._lease or Lease(self.storage, "export")
+                self._lease.take()
             if not self._is_archive:
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 self.storage.create(layout.MANIFEST, layout.manifest(created))
