@@ -111,6 +111,17 @@ def test_files_of_every_size_arrive_under_their_own_digest(place, storage, there
     assert list(tools.check(place)) == []
 
 
+def test_a_large_table_arrives(storage, there):
+    data = large("table", 40 * MIB)
+    with storage.part() as part:
+        for start in range(0, len(data), 3 * MIB):
+            part.write(memoryview(data)[start : start + 3 * MIB])
+        part.become("packs/p/points.parquet")
+    assert there.files() == {"packs/p/points.parquet": data}
+    with storage.open("packs/p/points.parquet") as file:
+        assert file.read() == data
+
+
 @pytest.mark.parametrize("said", [None, 10, 30 * MIB])
 def test_a_file_whose_size_was_unknown_or_wrong_arrives_as_it_is(storage, there, kit, said):
     data = large("grown", 36 * MIB)

@@ -17,6 +17,7 @@ from mlmigrate.archive.blobs import CHUNK, open_blob
 from mlmigrate.storage import Storage
 
 AHEAD = 48  # files
+MEMORY = 16 << 20  # bytes of them, of one reading
 T = TypeVar("T")
 
 
@@ -25,7 +26,8 @@ class Ahead:
 
     def __init__(self, storage: Storage, pool: Executor) -> None:
         self._storage, self._pool = storage, pool
-        self._fetched: OrderedDict[int, Future[bytes]] = OrderedDict()
+        self._fetched: OrderedDict[int, tuple[Future[bytes], int]] = OrderedDict()
+        self._held = 0
         self._coming: OrderedDict[int, tuple[str, int, str]] = OrderedDict()
         self._wanted = False
         self._number = 0
@@ -46,22 +48,33 @@ class Ahead:
             self._wanted = True
             for gone in [one for one in self._coming if one <= number]:
                 del self._coming[gone]
-            fetched = self._fetched.pop(number, None)
+            fetched = self._forget(number)
+            for passed in [one for one in self._fetched if one < number - AHEAD]:
+                self._forget(passed)
             self._fetch()
         if fetched is None:
             return open_blob(self._storage, sha256, size, what)
         return io.BytesIO(fetched.result())
+
+    def _forget(self, number: int) -> Future[bytes] | None:
+        future, size = self._fetched.pop(number, (None, 0))
+        self._held -= size
+        return future
 
     def _fetch(self) -> None:
         if not self._wanted:
             while len(self._coming) > AHEAD:
                 self._coming.popitem(last=False)
             return
-        while self._coming:
+        while self._coming and self._held < MEMORY:
             number, blob = self._coming.popitem(last=False)
-            self._fetched[number] = self._pool.submit(self._whole, *blob)
-        while len(self._fetched) > 2 * AHEAD:
-            self._fetched.popitem(last=False)[1].cancel()
+            try:
+                future = self._pool.submit(self._whole, *blob)
+            except RuntimeError:  # the source was closed: what is opened yet is fetched when it is
+                self._coming.clear()
+                return
+            self._fetched[number] = (future, blob[1])
+            self._held += blob[1]
 
     def _whole(self, sha256: str, size: int, what: str) -> bytes:
         with open_blob(self._storage, sha256, size, what) as stream:

@@ -18,6 +18,7 @@ from mlmigrate.archive.commits import Commit, Entry, decode, encode, pack_lines,
 from mlmigrate.errors import Damaged, NotFound
 from mlmigrate.storage import Storage
 
+CHUNK = 1 << 20
 LOOSE = 32  # so many commits may lie beside the checkpoint ...
 SHARE = 8  # ... or one for each so many in it, while packs are still being written
 OLD_CHECKPOINTS = 1  # kept for those who are about to read them
@@ -122,11 +123,14 @@ def read_checkpoint(storage: Storage, name: str) -> list[Commit]:
 
 def read_all(storage: Storage, name: str, most: int) -> bytes:
     """The bytes of a file. Raises NotFound, and Damaged when there are more than `most`."""
+    chunks, size = [], 0
     with storage.open(name) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
+        while size <= most and (chunk := file.read(CHUNK)):  # asked for at once, `most` bytes would be reserved
+            chunks.append(chunk)
+            size += len(chunk)
+    if size > most:
         raise layout.damaged(name, f"it is larger than {most} bytes")
-    return data
+    return b"".join(chunks)
 
 
 def fold(storage: Storage, commits: Sequence[Commit]) -> None:

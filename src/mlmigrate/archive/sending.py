@@ -26,6 +26,7 @@ from mlmigrate.model import Artifact, Spot
 from mlmigrate.storage.bucket import BucketStorage, filled
 from mlmigrate.storage.objects import PART, Body, Changed, FileBody, digest_of, part_size, parts_in
 from mlmigrate.storage.slices import explain_file, version_of
+from mlmigrate.storage.told import telling
 
 UNDER_WAY = 64  # files of a pack that are being sent or wait for it
 MEMORY = 128 << 20  # bytes of files larger than CHUNK
@@ -132,7 +133,7 @@ class SentBlobs(Blobs):
             return artifact.sha256, size
         spot = artifact.spot
         if spot is not None and spot.store == "file":
-            return self._of_disk(Path(spot.url))
+            return self._of_disk(Path(spot.url), artifact.told)
         if spot is not None and (artifact.sha256 is not None or spot.version):
             taken = self._taken(artifact, spot, size)
             if taken is not None:
@@ -150,7 +151,7 @@ class SentBlobs(Blobs):
             self._remember(sha256)
         return sha256, size
 
-    def _of_disk(self, file: Path) -> Kept:
+    def _of_disk(self, file: Path, told: Callable[[int, int], object] | None) -> Kept:
         """A file of this machine: read once to be named, and once more to be sent where it is not there yet."""
         for last in (False, False, True):
             found = _stat(file)
@@ -160,7 +161,7 @@ class SentBlobs(Blobs):
                     digest, size = digest_of(stream)
                 sha256 = digest.partition(":")[2]
                 if not self._there(sha256, size):
-                    self._send(layout.blob_name(sha256), body)
+                    self._send(layout.blob_name(sha256), telling(body, told))
                     self._remember(sha256)
             except Changed:
                 if last:

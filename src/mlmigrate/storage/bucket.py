@@ -35,7 +35,7 @@ AT_ONCE = 32  # requests
 CHUNK = 1 << 20
 WHOLE = 2 << 20  # bytes; a file that is no larger is fetched whole
 FARTHEST = 8 << 20  # bytes read ahead of who reads on and on
-HELD = 32 << 20  # bytes of a file without a name that are kept in memory
+HELD = PART  # bytes of a file without a name that are kept in memory
 CACHED = 48 << 20  # bytes of small tables that are kept: each is opened several times
 READ_TO_BELIEVE = PART  # bytes; what a store keeps no plain digest of is read where it is no larger
 
@@ -259,8 +259,6 @@ class BucketPart:
             with _on_disk():
                 self._spilt.flush()
             self._storage.upload(name, _Spilt(self._spilt.fileno(), self._size))
-        elif self._size > PART:
-            self._storage.upload(name, MemoryBody(memoryview(self._held)))
         else:
             self._storage.put(name, memoryview(self._held))
         self.close()
@@ -276,17 +274,6 @@ class BucketPart:
             self._spilt = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
             self._spilt.write(self._held)
         self._held = bytearray()
-
-
-class MemoryBody:
-    """Bytes that are here already, to be uploaded."""
-
-    def __init__(self, data: memoryview) -> None:
-        self.size, self._data = len(data), data
-
-    def open(self, start: int, length: int) -> AbstractContextManager[BinaryIO]:
-        """A slice of them."""
-        return io.BytesIO(self._data[start : start + length])
 
 
 @dataclass(frozen=True, slots=True)
