@@ -124,7 +124,7 @@ class DatabaseTarget:
     def prepare(self, experiments: Sequence[Experiment]) -> Sequence[Loss]:
         """Makes the schema where there is none, and the experiments that are not there yet."""
         if self.root != PROXY:
-            self.stores.check(self.root)
+            self._check_root()
         made = not self.shape.has("experiments")
         if made:
             self._make()
@@ -204,6 +204,17 @@ class DatabaseTarget:
             for row in rows
             if row["workspace"] == key[0]
         ]
+
+    def _check_root(self) -> None:
+        """Raises UsageError for a place whose URIs would not fit, and what stands in the way of writing there."""
+        longest = f"{self.root}/{_INT4}/{'0' * 32}/artifacts"
+        room = self.shape.length("runs", "artifact_uri") or 200
+        if self.database.kind == POSTGRESQL and len(longest) > room:
+            raise UsageError(
+                f"{self.root} is too long: MLflow's database holds {room} characters of a run's artifact URI.",
+                f"Give a place of {room - len(longest) + len(self.root)} characters at most.",
+            )
+        self.stores.check(self.root)
 
     def _move(self, experiments: Sequence[Experiment], there: Sequence[Home]) -> Moving:
         most = _INT4 if self.database.kind == POSTGRESQL else _INT8
