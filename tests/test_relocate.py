@@ -183,6 +183,17 @@ class TestWhatTrainingDoesMeanwhile:
         assert (done.switched.edits, estate.value("runs", "f")) == (2, f"{move.to}/3/f/artifacts")
         assert files_below(move.to) == {**EXPECTED, "3/f/artifacts/f": b"f"}
 
+    def test_a_run_that_a_server_makes_of_what_it_read_before_the_switch_follows(self, estate, move):
+        def late():
+            estate.hooks.pop("after commit", None)
+            estate.run("late", {"l": b"l"})
+
+        done = move(hooks={"after commit": late})
+        assert (estate.value("runs", "late"), done.switched.edits) == (f"{move.to}/1/late/artifacts", 8)
+        assert files_below(move.to) == {**EXPECTED, "1/late/artifacts/l": b"l"}
+        move(undo=True)
+        assert estate.value("runs", "late") == f"{estate.root}/1/late/artifacts"
+
     def test_a_store_that_others_hold_is_told_and_nothing_is_changed(self, estate, move):
         before = estate.state()
         estate.busy = True

@@ -55,7 +55,7 @@ def relocate(*arguments, env, code=0):
         text=True,
         check=False,
     )
-    assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+    assert done.returncode == code, f"{arguments} => {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 

@@ -74,6 +74,13 @@ class Pass:
         self.failed, self.changing, self.conflicts = other.failed, other.changing, other.conflicts
         self.held += other.held
 
+    def with_wrote(self, before: Pass) -> None:
+        """Two sweeps as one."""
+        self.copied += before.copied
+        self.copied_size += before.copied_size
+        for place, (owner, number) in before.wrote.items():
+            self.wrote[place] = (owner, number + self.wrote.get(place, (owner, 0))[1])
+
 
 @dataclass
 class Copier:
@@ -109,6 +116,7 @@ class Copier:
             self.book.many(
                 "insert or replace into todo values (?, ?, ?, ?, ?, ?)", self._todo(found, done, after_switch)
             )
+        self.book.flush()
         self._hold_odd(done)
         return done
 

@@ -222,6 +222,8 @@ class Relocation:
             self.change()
         if wish.sweep or (wish.all_of_it and self.done.ready):
             self.sweep()
+        if wish.all_of_it and self.done.ready:
+            self._stragglers()
         if wish.check is not None or (wish.all_of_it and self.done.ready) or wish.delete_source:
             self.check()
         if wish.delete_source:
@@ -288,6 +290,16 @@ class Relocation:
         if self.done.switched.not_made:
             self.look()
 
+    def _stragglers(self) -> None:
+        """Runs that a server made of what it had read before the switch: they came after it with the old place."""
+        self.look()
+        if self.done.switched is None or not self.survey.to_change():
+            return
+        first = self.done.switched
+        self.change()
+        self.done.switched = first.and_then(self.done.switched)
+        self.sweep()
+
     def _last_look(self, owners: Iterable[Owner]) -> None:
         """What these wrote since the last pass, as far as it goes quickly: writers wait."""
         until = time.monotonic() + LAST_LOOK
@@ -308,10 +320,13 @@ class Relocation:
         """What was written at the old places since it was copied is brought over."""
         look = self.copier.gather(self.sources.files("switched"), after_switch=True)
         self.progress.begin("sweep", runs=0, points=0, size=look.todo_size, artifacts=look.todo)
+        before = self.done.swept
         try:
             self.done.swept = self.copier.move(look)
         finally:
             self.progress.end()
+        if before is not None:
+            self.done.swept.with_wrote(before)
         if look.copied:
             self.book.set(checked="")
 
@@ -330,7 +345,10 @@ class Relocation:
                 client.close()
         done.checked.values, findings = check.values(self.book)
         done.checked.findings += findings
-        done.checked.findings += self._unswept()
+        if wish.all_of_it:
+            self.sweep()  # what was written while we checked
+        else:
+            done.checked.findings += self._unswept()
         passed = {"at": time.time(), "files": done.checked.files, "of": done.checked.of}
         self.book.set(checked="" if done.checked.findings else json.dumps(passed))
 

@@ -29,6 +29,11 @@ class Switched:
     seconds: float = 0.0
     active: tuple[Owner, ...] = ()
 
+    def and_then(self, other: Switched) -> Switched:
+        """Two switches, one soon after the other."""
+        seconds = max(self.seconds, other.seconds)
+        return Switched(self.edits + other.edits, self.not_made + other.not_made, seconds, self.active + other.active)
+
 
 @dataclass(frozen=True, slots=True)
 class Undone:
@@ -80,7 +85,9 @@ class Switch:
         seconds = time.monotonic() - begun
         active = tuple(self.book.owners("active and state = 'todo' and kind <> 'proxy'"))
         self.book.close_switch(number, not_made)
-        self.book.set(active=json.dumps([owner.owner for owner in active]), checked="", switched=str(time.time()))
+        before = json.loads(self.book.get("active") or "[]")
+        named = sorted({*before, *(owner.owner for owner in active)})
+        self.book.set(active=json.dumps(named), checked="", switched=str(time.time()))
         self._mark_owners()
         edits = self.book.count("select count(*) from edit where switch = ?", number)
         if not edits:
