@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from mlmigrate.errors import DiskFull, NotFound, Refused, UsageError
+from mlmigrate.errors import DiskFull, MigrateError, NotFound, Refused, UsageError
 from mlmigrate.storage import folder as folders
 from mlmigrate.storage.folder import PARTS, FolderObjects
 from mlmigrate.storage.objects import PART, BadKey, Changed, Exists, FileBody, Objects, Stored, open_objects
@@ -321,6 +321,15 @@ class TestSlices:
             os.truncate(file, 40)
             with pytest.raises(Changed, match="shorter"):
                 piece.read(100)
+
+    def test_a_disk_that_cannot_read_is_told(self, tmp_path, monkeypatch):
+        def broken(*_):
+            raise OSError(errno.EIO, "Input/output error")
+
+        (tmp_path / "f").write_bytes(b"1")
+        monkeypatch.setattr(os, "pread", broken)
+        with open_slice(tmp_path / "f", 0, 1) as piece, pytest.raises(MigrateError, match="Input/output error"):
+            piece.read()
 
     def test_only_plain_files_are_opened(self, tmp_path):
         (tmp_path / "f").write_bytes(b"1")

@@ -140,13 +140,14 @@ class TestMoving:
         assert files(target) == {"new/large": data}
         assert [sum(all_) for all_ in zip(*told, strict=True)] == [len(data), 1]
 
+    @pytest.mark.slow
     def test_large_and_small_ones_and_those_between_go_together(self, source, target):
-        for n in range(6):
+        for n in range(3):
             source.put(f"large{n}", os.urandom(PART + n))
             source.put(f"middle{n}", os.urandom(PART - n))
         ended = list(Mover(target, threads=3).move(tasks(source)))
         assert files(target) == renamed(files(source))
-        assert len(ended) == 112
+        assert len(ended) == 106
 
     def test_within_a_store_the_store_copies(self, source, tmp_path):
         target = FolderObjects.of(str(tmp_path / "target"))
@@ -172,6 +173,7 @@ class TestMoving:
         ended.close()
         assert len(pulled) < 60
 
+    @pytest.mark.slow
     def test_at_most_four_large_files_and_so_many_small_ones_go_at_once(self, source, target, monkeypatch):
         now, most, lock = [0, 0], [0, 0], threading.Lock()
 
@@ -198,6 +200,19 @@ class TestMoving:
         list(Mover(target, threads=5).move(tasks(source)))
         assert most[0] <= 5
         assert 1 < most[1] <= LARGE_AT_ONCE
+
+    @pytest.mark.slow
+    def test_small_files_do_not_wait_for_the_large_ones_before_them(self, source, target, monkeypatch):
+        for n in range(20):
+            source.put(f"large{n}", b"x" * (PART + 1))
+        gate, ended = threading.Event(), []
+        in_parts = carry.Carry._in_parts
+        monkeypatch.setattr(carry.Carry, "_in_parts", lambda self: (gate.wait(20), in_parts(self))[1])
+        for one in Mover(target).move(sorted(tasks(source), key=lambda task: -task.size)):
+            ended.append(one.how)
+            if len(ended) == 100:
+                gate.set()
+        assert ended == ["put"] * 100 + ["parts"] * 20
 
 
 class TestTheSource:

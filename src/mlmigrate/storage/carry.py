@@ -330,6 +330,7 @@ class Carry:
         known, part = self._known()
         if there := self._there(body, known):
             return there
+        self._targets = True
         upload = self._shared.unfinished(self.task.to, fresh=self._tries > 0)
         resume, self._wrote = upload[-1] if upload else "", True
         try:

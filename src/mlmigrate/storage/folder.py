@@ -70,7 +70,7 @@ class FolderObjects:
         self.root = root
         self.local: Path | None = root
         self.throttle = throttle
-        self._base = str(root)
+        self.url = self._base = str(root)
         self._odd: dict[str, str] = {}
         self._plain: set[str] = set()  # folders below the root that were no links when we looked
         self._lock = threading.Lock()
@@ -87,11 +87,6 @@ class FolderObjects:
         if not place or "\0" in place or "://" in place:
             raise UsageError(f"{hide_secrets(place)!r} names no folder.", "Name a folder of this machine.")
         return cls(Path(place).expanduser().absolute(), throttle)
-
-    @property
-    def url(self) -> str:
-        """The folder, as MLflow writes it."""
-        return self._base
 
     @property
     def shown(self) -> str:

@@ -31,6 +31,7 @@ __all__ = ["Failed", "Moved", "Mover", "ObjectBody", "Task"]
 LARGE_AT_ONCE = 4  # files, in 4 parts each
 HELD = 48 << 20  # bytes of files of more than a MiB that are held at once
 AWAY = 8  # files one after another that found nobody there: then nobody is
+WAITING = 500  # large files that are pulled before their turn, so that the small ones behind them need not wait
 LOT = 8  # small files that a thread is given at once, while all have something to do
 LOT_SIZE = 1 << 18  # bytes of a lot
 PATIENCE = 10.0  # seconds that a stop waits for what is under way: a store that hangs keeps nobody
@@ -110,7 +111,7 @@ class _Crew:
         more = True
         while more or any(self._open):
             self.mover.check()
-            room = all(number < 2 * most for number, most in zip(self._open, self._most, strict=True))
+            room = self._open[SMALL] < 2 * self.mover.threads and self._open[LARGE] < WAITING
             more = more and not self.closing.is_set()
             if more and room:
                 more = self._give(tasks)

@@ -74,7 +74,7 @@ class Slice(io.RawIOBase):
         asked = left if size is None or size < 0 else min(size, left)
         if asked <= 0:
             return b""
-        data = os.pread(self._descriptor, asked, self._start + self._at)
+        data = self._read(asked)
         self._at += len(data)
         if len(data) < asked or self._at == self._length:
             data = self._whole(data, asked)
@@ -119,11 +119,17 @@ class Slice(io.RawIOBase):
             os.close(self._descriptor)
         super().close()
 
+    def _read(self, size: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, size, self._start + self._at)
+        except OSError as error:
+            raise explain_file(error, self._shown) or error from error
+
     def _whole(self, data: bytes, asked: int) -> bytes:
         """`data`, read on where the system gave less; the file being the one it was. Raises Changed."""
         parts = [data]
         while (missing := asked - sum(map(len, parts))) and parts[-1]:
-            parts.append(os.pread(self._descriptor, min(missing, CHUNK), self._start + self._at))
+            parts.append(self._read(min(missing, CHUNK)))
             self._at += len(parts[-1])
         if missing:
             raise Changed(f"{self._shown} became shorter while it was read.", "Run the same command again.")
