@@ -256,8 +256,10 @@ class TestStores:
         source, target = store(tmp_path, files), f"s3://{s3.bucket()}/archive"
         (cost,) = planned(source, target).costs
         counted.seen.clear()
-        counted.up = 0
-        carried(source, target, tmp_path)
+        counted.up, seen = 0, Seen()
+        carried(source, target, tmp_path, seen)
+        assert seen.sums == (0, 61, cost.up)  # this run has no points
+        assert max(size for _, _, size in seen.advances) <= 2 << 20  # the large one moves the bar all the time
         puts = [one for one in counted.seen if one.method in ("PUT", "POST") or one.op.startswith("List")]
         gets = [one for one in counted.seen if one.method in ("GET", "HEAD") and not one.op.startswith("List")]
         assert (cost.side, cost.way, cost.place) == ("target", "store", target)

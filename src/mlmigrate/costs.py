@@ -7,7 +7,7 @@ Estimated by these rules from what a plan reads; a store bills a few requests mo
     a file is copied     1 COPY inside the store, over 5 GiB 1 for each 256 MiB and 2 around them; 2 HEADs; no byte here
     files are listed     1 LIST for each run, model or trace that has files, and for each 1,000 files
     an archive           for each pack: TABLES PUTs (or GETs) and some POINT_BYTES bytes a point; a listing;
-                         its files are written and read as above
+                         its files are written and read as above, and looked for by 1 HEAD if over 256 KiB
     a server             1 request for each file, 1 for each run, model or trace that has files; all bytes through it
 
 Runs, params and points of databases and servers are not counted: nobody bills them by the request.
@@ -28,6 +28,7 @@ from mlmigrate.survey import Job
 TABLES = 6  # files of a pack in an archive
 POINT_BYTES = 10  # of a point in an archive
 PAGE = 1000  # files that one request lists
+ASK_FIRST = 1 << 18  # bytes; an archive looks whether it has a larger file before it is sent
 COPY_PART = 256 << 20
 KEEP = "keep"
 Way = Literal["store", "server"]
@@ -140,7 +141,8 @@ class Costs:
         if way == "store":
             parts = _parts(size, self.ways.asked)
             self._add("target", way, place, "puts", parts if parts == 1 else parts + 2)
-            self._add("target", way, place, "gets", int(parts > 1))
+            asked_for = "target" in self.ways.archives and size > ASK_FIRST
+            self._add("target", way, place, "gets", int(parts > 1 or asked_for))
         else:
             self._add("target", way, place, "puts", 1)
         self._add("target", way, place, "up", size)

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from mlmigrate.storage.objects import FileBody
-from mlmigrate.storage.told import BLOCK, MOST_BLOCKS, Passage
+from mlmigrate.storage.told import BLOCK, MOST_BLOCKS, Passage, telling
 
 SIZE = 3 * BLOCK + 17
 
@@ -119,3 +119,14 @@ def test_each_reading_is_paid_for(told):
         with opened() as stream:
             stream.read()
     assert sum(paid) == 2 * SIZE
+
+
+def test_a_body_tells_where_it_is_read(told, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(SIZE))
+    body = FileBody(file, SIZE)
+    assert telling(body, None) is body
+    with telling(body, lambda at, length: told.append((at, length))).open(BLOCK, 10) as stream:
+        while stream.read(4):
+            pass
+    assert [one for one in told if one[1]] == [(BLOCK, 4), (BLOCK + 4, 4), (BLOCK + 8, 2)]

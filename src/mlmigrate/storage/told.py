@@ -4,6 +4,7 @@
     with passage.stream(stream) as data: ...     a stream whose bytes are told as they are read
     objects.upload(key, passage.body(body))      the same for a body that is read in parts, by many threads
     passage.done()                               the rest: a store has copied it by itself, say
+    telling(body, artifact.told)                 the body of an artifact whose bytes are not taken from what opens it
 
 Each byte is told once, though it be read again: for its checksum, or in a second try.
 """
@@ -78,11 +79,11 @@ class Passage:
     def stream(self, opened: AbstractContextManager[BinaryIO], start: int = 0) -> Iterator[BinaryIO]:
         """What was opened, telling as it is read; it begins at the byte `start` of the file."""
         with opened as stream:
-            yield cast("BinaryIO", _Told(stream, self, start))
+            yield cast("BinaryIO", _Told(stream, self.read, start))
 
     def body(self, body: Body) -> Body:
         """The same body, telling as it is read."""
-        return _ToldBody(body, self)
+        return _ToldBody(body, self.read)
 
     def opener(self, opener: Callable[[], AbstractContextManager[BinaryIO]]) -> Opener:
         """What opens an artifact, telling as it is read; a body too, if `opener` is one."""
@@ -91,19 +92,26 @@ class Passage:
         return Opener(opener, self)
 
 
+def telling(body: Body, told: Callable[[int, int], object] | None) -> Body:
+    """The same body; `told` is given each place and length that is read, if there is anybody to tell."""
+    return body if told is None else _ToldBody(body, told)
+
+
 @dataclass(frozen=True, slots=True)
 class _ToldBody:
     inner: Body
-    passage: Passage
+    tell: Callable[[int, int], object]
 
     @property
     def size(self) -> int:
         """How many bytes."""
         return self.inner.size
 
-    def open(self, start: int, length: int) -> AbstractContextManager[BinaryIO]:
+    @contextmanager
+    def open(self, start: int, length: int) -> Iterator[BinaryIO]:
         """A part."""
-        return self.passage.stream(self.inner.open(start, length), start)
+        with self.inner.open(start, length) as stream:
+            yield cast("BinaryIO", _Told(stream, self.tell, start))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +142,9 @@ class _OpenerOfParts(Opener):
 class _Told(io.RawIOBase):
     """A stream that tells of what is read of it."""
 
-    def __init__(self, stream: BinaryIO, passage: Passage, start: int) -> None:
+    def __init__(self, stream: BinaryIO, tell: Callable[[int, int], object], start: int) -> None:
         super().__init__()
-        self._stream, self._passage, self._at = stream, passage, start
+        self._stream, self._tell, self._at = stream, tell, start
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = self._stream.read(-1 if size is None else size)
@@ -170,4 +178,4 @@ class _Told(io.RawIOBase):
 
     def _count(self, length: int) -> None:
         at, self._at = self._at, self._at + length
-        self._passage.read(at, length)
+        self._tell(at, length)
