@@ -1,6 +1,7 @@
 """A backend database as an estate: every value that names a place of artifacts, and their change in one step.
 
 What is expected is read by raw SQL; other writers are processes of their own, for SQLite's locks are a process's.
+MLMIGRATE_TEST_MYSQL names a MySQL or MariaDB for tests, mysql+pymysql://user:password@host:port, that may be filled.
 """
 
 from __future__ import annotations
@@ -229,7 +230,7 @@ class TestCells:
     def test_what_is_no_text_or_no_time_holds_up_nothing(self, small):
         with closing(sqlite3.connect(small)) as db:
             db.execute("pragma ignore_check_constraints = on")
-            db.execute(f"update runs set artifact_uri = cast(x'2fff41' as text), end_time = 'late', name = x'ff'")
+            db.execute("update runs set artifact_uri = cast(x'2fff41' as text), end_time = 'late', name = x'ff'")
             db.execute(
                 "update experiments set artifact_location = 5, last_update_time = 2.5, name = 'a' || char(0) || 'b'"
             )
@@ -260,8 +261,8 @@ class TestCells:
         assert not (tmp_path / "none.db").exists()
 
     def test_other_databases_are_refused_with_what_to_do(self):
-        with pytest.raises(UsageError, match="neither SQLite nor PostgreSQL"):
-            opened("mysql+pymysql://user:secret@localhost/mlflow")
+        with pytest.raises(UsageError, match="neither SQLite, PostgreSQL nor MySQL"):
+            opened("mssql+pyodbc://user:secret@localhost/mlflow")
 
     def test_it_is_the_same_store_by_whatever_path(self, small, tmp_path):
         (tmp_path / "link").symlink_to(small)
@@ -790,3 +791,113 @@ class TestPostgreSQL:
         with capsys.disabled():
             sys.stdout.write(f"\nPostgreSQL: 60,001 edits and commit took {took:.2f} s\n")
         assert took < 4
+
+
+@contextmanager
+def asking_mysql(uri):
+    """Asks a MySQL by raw SQL in one transaction, which is committed at last."""
+    from sqlalchemy import create_engine
+
+    with create_engine(uri).begin() as connection:
+        connection.exec_driver_sql("set session sql_mode = concat(@@sql_mode, ',ANSI'), foreign_key_checks = 0")
+
+        def ask(sql):
+            result = connection.exec_driver_sql(sql.replace("%", "%%").replace("_tags (key", '_tags ("key"'))
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+        yield ask
+
+
+MYSQL_WRITER = """
+import sys
+from sqlalchemy import create_engine
+with create_engine(sys.argv[1]).begin() as db:
+    print("ready", flush=True)
+    db.exec_driver_sql(sys.argv[2])
+print("done", flush=True)
+"""
+NEW_RUN = (
+    "insert into runs (run_uuid, name, status, lifecycle_stage, artifact_uri, experiment_id) "
+    "values ('new', 'n', 'RUNNING', 'active', 's3://new', 7)"
+)
+
+
+@pytest.fixture(scope="module")
+def mysql():
+    """The URI of a database of MLflow's in a MySQL that is at hand."""
+    server = os.environ.get("MLMIGRATE_TEST_MYSQL") or pytest.skip("MLMIGRATE_TEST_MYSQL names no server")
+    uri = f"{server.rstrip('/')}/mlmigrate_estate"
+    with asking_mysql(server) as ask:
+        ask("drop database if exists mlmigrate_estate")
+        ask("create database mlmigrate_estate")
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+    subprocess.run(command, check=True, capture_output=True)
+    return uri
+
+
+@pytest.fixture
+def small_mysql(mysql):
+    """The same with one of each in it."""
+    with asking_mysql(mysql) as ask:
+        for table in (*PLACES, "tags", "trace_info", "registered_models"):
+            ask(f"delete from {table}")
+        for statement in one_of_each():
+            ask(statement.replace("into tags (key", 'into tags ("key"'))
+    return mysql
+
+
+def rows_of_mysql(uri):
+    with asking_mysql(uri) as ask:
+        return {table: sorted(map(repr, ask(f'select * from "{table}"'))) for (table,) in ask("show tables")}
+
+
+@pytest.mark.slow
+class TestMySQL:
+    def test_there_and_back_it_is_row_for_row_the_same(self, small_mysql):
+        before = rows_of_mysql(small_mysql)
+        assert list(opened(small_mysql).cells()) == expected(room=True)
+        edits = to_s3(opened(small_mysql).cells())
+        assert edited(opened(small_mysql), edits) == []
+        with asking_mysql(small_mysql) as ask:
+            assert ask("select distinct substr(artifact_uri, 1, 14) from runs") == [("s3://bucket/ne",)]
+        assert edited(opened(small_mysql), edits) == edits
+        louder = [Edit(one.table, one.key, one.column, one.new.upper(), "x") for one in edits]
+        assert edited(opened(small_mysql), louder) == louder
+        assert edited(opened(small_mysql), [one.undone for one in edits]) == []
+        assert rows_of_mysql(small_mysql) == before
+
+    def test_leaving_without_commit_changes_nothing(self, small_mysql):
+        before = rows_of_mysql(small_mysql)
+        with opened(small_mysql).switching() as switching:
+            assert switching.edit(to_s3(switching.cells())) == []
+        assert rows_of_mysql(small_mysql) == before
+
+    def test_a_kill_within_a_switch_leaves_nothing(self, small_mysql):
+        before = rows_of_mysql(small_mysql)
+        with process(KILLED, small_mysql) as child:
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+        with opened(small_mysql).switching():  # has the rows that the other one had
+            pass
+        assert rows_of_mysql(small_mysql) == before
+
+    @pytest.mark.parametrize("written", ["update runs set user_id = 'w'", NEW_RUN])
+    def test_a_writer_waits_and_then_goes_on_and_a_reader_never_waits(self, small_mysql, written):
+        with opened(small_mysql).switching() as switching, process(MYSQL_WRITER, small_mysql, written) as writer:
+            assert switching.edit(to_s3(switching.cells())) == []
+            time.sleep(1)
+            assert writer.poll() is None
+            with asking_mysql(small_mysql) as ask:
+                assert ask("select count(*) from runs where artifact_uri like 's3:%'") == [(0,)]
+            switching.commit()
+            assert writer.stdout.readline() == "done\n"
+        with asking_mysql(small_mysql) as ask:
+            assert ask("select distinct substr(artifact_uri, 1, 5) from runs") == [("s3://",)]
+
+    def test_a_store_that_others_hold_is_said_to_be_busy(self, small_mysql, monkeypatch):
+        monkeypatch.setattr(estate_module, "PATIENCE", 0.5)
+        with asking_mysql(small_mysql) as ask:
+            ask("update runs set user_id = 'held'")
+            with pytest.raises(Unavailable, match="others are writing there"), opened(small_mysql).switching():
+                pass
+            assert len(list(opened(small_mysql).cells())) == len(expected(room=True))

@@ -141,6 +141,14 @@ class OtherSession(Session):
         """Does what `sql` says."""
         self._connection.exec_driver_sql(sql, values)
 
+    def ingest(self, table: str, rows: pa.Table | pa.RecordBatchReader, *, temporary: bool = False) -> None:
+        """Appends `rows`; a temporary table must be there already, for its columns need types."""
+        del temporary
+        whole = rows if isinstance(rows, pa.Table) else rows.read_all()
+        named, marks = ", ".join(whole.column_names), ", ".join(["%s"] * whole.num_columns)
+        values = list(zip(*(column.to_pylist() for column in whole.columns), strict=True))
+        self._connection.exec_driver_sql(f"INSERT INTO {table} ({named}) VALUES ({marks})", values)
+
     def close(self) -> None:
         """Ends the transaction and the connection."""
         self._connection.rollback()
@@ -197,6 +205,8 @@ class Database:
         with explained(self.shown):
             if self.kind == POSTGRESQL:
                 return Session(POSTGRESQL, _postgresql(self.place))
+            if self.kind == OTHER:
+                return OtherSession(self._connected())
             session = Session(SQLITE, adbc_driver_sqlite.dbapi.connect(self.uri("rwc")))
             for pragma in (f"busy_timeout = {LOCKED}", "cache_size = -65536"):
                 session.table(f"PRAGMA {pragma}")
@@ -266,13 +276,18 @@ class Database:
         return 0
 
     def _read_other(self) -> Session:
+        connection = self._connected()
+        if connection.dialect.name in ("mysql", "mariadb"):
+            connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+        return OtherSession(connection)
+
+    def _connected(self) -> Connection:
         connection = self._alchemy().connect()
         if connection.dialect.name in ("mysql", "mariadb"):
             connection.exec_driver_sql("SET SESSION sql_mode = CONCAT(@@sql_mode, ',ANSI')")  # "name" and ||
             connection.rollback()
-            connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
-        return OtherSession(connection)
+        return connection
 
     def _alchemy(self) -> Engine:
         from sqlalchemy import create_engine  # noqa: PLC0415 - only for the databases that ADBC cannot read

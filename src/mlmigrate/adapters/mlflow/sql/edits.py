@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from mlmigrate.adapters.mlflow.sql.cells import MOST_KEYS, PLACES, TRACE_TAGS, Place
-from mlmigrate.adapters.mlflow.sql.connect import Session
+from mlmigrate.adapters.mlflow.sql.connect import OTHER, Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,7 +37,8 @@ def make(session: Session, shape: Shape, edits: Iterable[Edit]) -> list[Edit]:
         for at, group in groups.items():
             place = _PLACES.get(at)
             known = place is not None and place.is_in(shape)
-            missed += _Making(session, shape, place).make(group) if place is not None and known else group
+            making = _MakingInMySQL if session.kind == OTHER else _Making
+            missed += making(session, shape, place).make(group) if place is not None and known else group
     return missed
 
 
@@ -69,7 +70,7 @@ class _Making:
             self._stage(staged, [keys[number] or () for number in staged], edits)
             missed |= self._others()
             self._set()
-            self.session.execute(f"DROP TABLE {_STAGE}")
+            self._drop()
         return [edits[number] for number in sorted(missed)]
 
     def _key(self, edit: Edit) -> tuple[str, ...] | None:
@@ -88,20 +89,28 @@ class _Making:
         columns = {f"k{n}": [key[n] if n < len(key) else "" for key in keys] for n in range(MOST_KEYS)}
         texts = {"was": [edits[n].old for n in numbers], "becomes": [edits[n].new for n in numbers]}
         named = {name: pa.array(values, pa.string()) for name, values in (columns | texts).items()}
-        self.session.ingest(_STAGE, pa.table({"n": pa.array(numbers, pa.int64()), **named}), temporary=True)
+        self._ingest(pa.table({"n": pa.array(numbers, pa.int64()), **named}))
+
+    def _ingest(self, staged: pa.Table) -> None:
+        self.session.ingest(_STAGE, staged, temporary=True)
+
+    def _drop(self) -> None:
+        self.session.execute(f"DROP TABLE {_STAGE}")
+
+    def _same(self, column: str) -> str:
+        """Whether the old value still stands, letter for letter."""
+        return f"{self.session.text(f't.{column}')} = e.was"
 
     def _others(self) -> set[int]:
         """The edits whose row is gone, or holds another value by now."""
-        value = self.session.text(f"t.{self.place.column}")
-        sql = f"SELECT e.n FROM {_STAGE} e LEFT JOIN {self.place.table} t ON {self._same_key()} AND {value} = e.was "
-        return {number for (number,) in self.session.rows(f"{sql} WHERE t.{self.place.column} IS NULL")}
+        table, column = self.place.table, self.place.column
+        sql = f"SELECT e.n FROM {_STAGE} e LEFT JOIN {table} t ON {self._same_key()} AND {self._same(column)}"
+        return {number for (number,) in self.session.rows(f"{sql} WHERE t.{column} IS NULL")}
 
     def _set(self) -> None:
         table, column = self.place.table, self.place.column
-        value = self.session.text(f"t.{column}")
-        self.session.execute(
-            f"UPDATE {table} AS t SET {column} = e.becomes FROM {_STAGE} e WHERE {self._same_key()} AND {value} = e.was"
-        )
+        where = f"{self._same_key()} AND {self._same(column)}"
+        self.session.execute(f"UPDATE {table} AS t SET {column} = e.becomes FROM {_STAGE} e WHERE {where}")
 
     def _same_key(self) -> str:
         """The staged key is the row's: compared as the column's own type is, so that an index finds it."""
@@ -110,6 +119,35 @@ class _Making:
         return " AND ".join(
             f"{column} = {self.session.integer(staged) if number else staged}" for column, staged, number in given
         )
+
+
+class _MakingInMySQL(_Making):
+    """The same in MySQL and MariaDB, whose texts are equal whatever their case and need a type to be found by."""
+
+    __slots__ = ()
+
+    def _ingest(self, staged: pa.Table) -> None:
+        keys = [f"k{n}" for n in range(len(self.place.keys(self.shape)))]
+        like = [f't."{one}" AS {key}' for one, key in zip(self.place.keys(self.shape), keys, strict=True)]
+        like += [f"t.{self.place.column} AS {one}" for one in ("was", "becomes")]
+        empty = f"SELECT CAST(0 AS SIGNED) AS n, {', '.join(like)} FROM {self.place.table} t WHERE 1 = 0"
+        self.session.execute(f"CREATE TEMPORARY TABLE {_STAGE} AS {empty}")
+        self.session.ingest(_STAGE, staged.select(["n", *keys, "was", "becomes"]), temporary=True)
+
+    def _key(self, edit: Edit) -> tuple[str, ...] | None:
+        room = self.shape.length(self.place.table, self.place.column)
+        return None if room is not None and len(edit.old) > room else super()._key(edit)
+
+    def _drop(self) -> None:
+        self.session.execute(f"DROP TEMPORARY TABLE {_STAGE}")  # without that word it would commit
+
+    def _same(self, column: str) -> str:
+        return f"CAST(t.{column} AS BINARY) = CAST(e.was AS BINARY)"
+
+    def _set(self) -> None:
+        table, column = self.place.table, self.place.column
+        where = f"{self._same_key()} AND {self._same(column)}"
+        self.session.execute(f"UPDATE {table} t JOIN {_STAGE} e ON {where} SET t.{column} = e.becomes")
 
 
 def _storable(text: str) -> bool:

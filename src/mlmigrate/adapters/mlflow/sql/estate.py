@@ -26,6 +26,7 @@ PATIENCE = 30.0  # seconds that others may hold the store before we give up
 # Milliseconds that we wait for a lock while we hold others: a PostgreSQL looks for deadlocks after a second, and
 # would end whom it finds waiting, which must not be somebody's training.
 BRIEFLY = 100
+_LOCKED = (1205, 1213, 3572)  # what MySQL and MariaDB say when a row is another's
 PAUSE = 0.2  # seconds between two tries
 
 
@@ -38,9 +39,9 @@ class DatabaseEstate:
     """An MLflow backend database, for a move of its artifacts."""
 
     def __init__(self, place: Database, context: Context) -> None:
-        if place.kind == OTHER:
+        if place.kind == OTHER and not place.place.startswith(("mysql", "mariadb")):
             raise UsageError(
-                f"The artifacts of {place.shown} cannot be moved: it is neither SQLite nor PostgreSQL.",
+                f"The artifacts of {place.shown} cannot be moved: it is neither SQLite, PostgreSQL nor MySQL.",
                 "Copy the store into one of these with mlmigrate copy",
             )
         self._database = place
@@ -66,8 +67,9 @@ class DatabaseEstate:
         told = urlsplit(self._database.place)
         given = {key: values[-1] for key, values in parse_qs(told.query).items()}
         host = given.get("host") or unquote(told.hostname or "") or "localhost"
-        port = given.get("port") or told.port or 5432
-        return f"postgresql://{host.lower() if '/' not in host else host}:{port}/{self._schema}"
+        port = given.get("port") or told.port or (5432 if self._database.kind == POSTGRESQL else 3306)
+        family = "postgresql" if self._database.kind == POSTGRESQL else "mysql"
+        return f"{family}://{host.lower() if '/' not in host else host}:{port}/{self._schema}"
 
     def cells(self) -> Iterator[Cell]:
         """All values, in one consistent look; nobody is held up while they are taken."""
@@ -106,7 +108,7 @@ class DatabaseEstate:
         return self._database.reading()
 
     def _held(self) -> Session:
-        return self._sqlite() if self._database.kind == SQLITE else self._postgresql()
+        return self._sqlite() if self._database.kind == SQLITE else self._of_server()
 
     def _sqlite(self) -> Session:
         """A session that holds the file's one lock for writing."""
@@ -125,7 +127,7 @@ class DatabaseEstate:
             raise
         return session
 
-    def _postgresql(self) -> Session:
+    def _of_server(self) -> Session:
         """A session that holds the tables; tried again and again, for nobody is to wait for us while we wait."""
         until = time.monotonic() + PATIENCE
         while True:
@@ -133,7 +135,7 @@ class DatabaseEstate:
                 session = self._database.writing()
             try:
                 with explained(self.shown):
-                    _lock(session)
+                    _lock(session) if session.kind == POSTGRESQL else _lock_rows(session)
             except Unavailable as error:
                 session.close()
                 if time.monotonic() > until:
@@ -185,10 +187,33 @@ def _lock(session: Session) -> None:
     session.execute("SET LOCAL lock_timeout = 0")
 
 
+def _lock_rows(session: Session) -> None:
+    """As `_lock`, in MySQL: all rows and the gaps between them. Others read on."""
+    found = shape(session)
+    session.execute("ROLLBACK")  # what is read from here on is what others had written before the lock
+    session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # the one that locks gaps
+    for table in dict.fromkeys(place.table for place in cells.PLACES if place.is_in(found)):
+        try:
+            # by way of the primary key: with the gaps of another index alone, half of an insert would get through
+            session.rows(f"SELECT count(*) AS n FROM {table} FORCE INDEX (PRIMARY) FOR UPDATE NOWAIT")  # noqa: S608
+        except Exception as error:
+            if _number(error) not in _LOCKED:
+                raise
+            raise Unavailable(f"{table} is locked") from error
+
+
+def _number(error: Exception) -> int:
+    """MySQL's number of an error that SQLAlchemy passes on; 0 for any other."""
+    told = getattr(getattr(error, "orig", None), "args", ())
+    return told[0] if told and isinstance(told[0], int) else 0
+
+
 def _schema(session: Session) -> str:
     """The database and the schema in a server; "" for a file."""
-    if session.kind != POSTGRESQL:
+    if session.kind == SQLITE:
         return ""
+    if session.kind == OTHER:
+        return str(session.rows("SELECT database() AS d")[0][0])
     ((base, inner),) = session.rows("SELECT current_database()::text, current_schema()::text")
     return f"{base}/{inner}"
 
