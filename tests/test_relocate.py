@@ -166,6 +166,22 @@ class TestWhatTrainingDoesMeanwhile:
         assert [cell.owner for cell in done.undone.stay] == ["new"]
         assert estate.state() == before | {("runs", ("new",), "uri"): new.value}
 
+    def test_what_was_written_at_the_new_place_goes_back_with_undo(self, estate, move):
+        move()
+        (move.to / "1/b/artifacts/since").write_bytes(b"since")
+        (move.to / "1/a/artifacts/model/weights.bin").write_bytes(b"better")
+        (estate.root / "1/b/artifacts/x").write_bytes(b"old place")
+        (move.to / "1/b/artifacts/x").write_bytes(b"new place!")
+        done = move(undo=True)
+        assert files_below(estate.root) == {
+            **EXPECTED,
+            "1/a/artifacts/model/weights.bin": b"better",
+            "1/b/artifacts/since": b"since",
+            "1/b/artifacts/x": b"old place",
+        }
+        assert (done.returned.copied, told.code(done)) == (2, 4)
+        assert (move().copied.copied, files_below(move.to)["1/b/artifacts/since"]) == (1, b"since")
+
     def test_a_value_that_others_changed_since_is_not_undone_but_listed(self, estate, move):
         before = estate.state()
         move()

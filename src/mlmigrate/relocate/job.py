@@ -26,6 +26,7 @@ from mlmigrate.relocate.check import Checked, Checker
 from mlmigrate.relocate.copying import Copier, Pass
 from mlmigrate.relocate.deleting import Deleter
 from mlmigrate.relocate.ledger import Ledger, Owner, default_file
+from mlmigrate.relocate.returning import Returner
 from mlmigrate.relocate.sources import Found, Sources
 from mlmigrate.relocate.survey import Survey
 from mlmigrate.relocate.switch import Switch, Switched, Undone
@@ -162,18 +163,20 @@ class Relocation:
     ) -> None:
         self.wish, self.estate, self.target, self.book = wish, estate, target, book
         self.sources, self.progress, self.steps = sources, progress, steps
-        mover = Mover(
-            target,
-            threads=wish.threads,
-            part_size=wish.settings.part_size,
-            again=steps,
-            told=lambda size, files: progress.advance(artifacts=files, size=size),
-            check=steps.check,
-        )
-        self.copier = Copier(book, sources, target, mover, wish.settings.part_size)
+        self.copier = Copier(book, sources, target, self._mover(target), wish.settings.part_size)
         self.survey = Survey(book, target.url, estate.folder, self._proxy_at(), wish.settings.allow_artifacts)
         self.switch = Switch(estate, book, self.survey)
         self.done = Done(estate.shown, target.shown, target_local=target.local is not None)
+
+    def _mover(self, target: Objects) -> Mover:
+        return Mover(
+            target,
+            threads=self.wish.threads,
+            part_size=self.wish.settings.part_size,
+            again=self.steps,
+            told=lambda size, files: self.progress.advance(artifacts=files, size=size),
+            check=self.steps.check,
+        )
 
     def _proxy_at(self) -> str:
         """Where a server keeps what lies behind its proxy."""
@@ -402,6 +405,11 @@ class Relocation:
                 f"{self.target.shown} holds what there is: the old files were deleted.",
                 "To bring the bytes back: mlmigrate relocate STORE --to the old place",
             )
+        back = Returner(self.book, self.sources, self.target, self._mover)
+        self.done.returned = back.run()
+        if self.done.returned.failed:
+            self.done.ready = False
+            return
         self.done.undone = self.switch.undo()
 
     def delete_source(self) -> None:

@@ -298,6 +298,15 @@ class Ledger:
         )
         return None if row is None else _owner(row)
 
+    def owner_to(self, parents: Sequence[str]) -> Owner | None:
+        """Whose files go to these keys: of several, the one with the longest."""
+        marks = ",".join("?" * len(parents))
+        row = self.one(
+            f"select {_OWNER} from owner where dest in ({marks}) order by length(dest) desc",  # noqa: S608  marks
+            *parents,
+        )
+        return None if row is None else _owner(row)
+
     # what was copied
 
     def copied(self, at: str) -> Copied | None:

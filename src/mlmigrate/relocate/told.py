@@ -101,7 +101,8 @@ def _worked(done: Done, most: int) -> Iterator[str]:
 
 
 def _conflicting(done: Done) -> list[str]:
-    both = [*(done.copied.conflicts if done.copied else []), *(done.swept.conflicts if done.swept else [])]
+    passes = [one for one in (done.copied, done.swept, done.returned) if one is not None]
+    both = [conflict for one in passes for conflict in one.conflicts]
     return list(dict.fromkeys(f"{owner.shown}, {at}: {why}" for owner, at, why in both))
 
 
@@ -157,7 +158,7 @@ def verdict(done: Done, wish: Wish) -> str:
         return _undone_well(done, good=good)
     if not done.ready:
         failed = several(len(done.failures), "file")
-        return f"{failed} could not be copied, so nothing was switched. The same command goes on."
+        return f"{failed} could not be copied, so no URI was changed. The same command goes on."
     return _good(done, wish) if good else _not_good(done)
 
 
