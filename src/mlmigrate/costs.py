@@ -22,6 +22,7 @@ from typing import Literal, Self
 from mlmigrate.adapters.base import Context, Side
 from mlmigrate.address import Address, hide_secrets, in_store
 from mlmigrate.model import Artifact, Spot
+from mlmigrate.passing import HERE
 from mlmigrate.storage.objects import LARGEST_COPY, PART, open_objects, part_size
 from mlmigrate.survey import Job
 
@@ -121,7 +122,7 @@ class Costs:
             return
         if spot is not None and in_store(spot.url):
             self._read(artifact, "store", self._place_of(spot), size)
-        elif self.ways.source:
+        elif self.ways.source and (spot is None or spot.store != HERE):
             self._read(artifact, self.ways.source_way, self.ways.source, size)
         if self.ways.target:
             self._written(artifact, size)
