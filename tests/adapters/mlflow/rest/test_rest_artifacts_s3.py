@@ -252,6 +252,28 @@ def test_many_small_files_are_read_in_order_and_at_once(place, client):
     assert list(read(client, "many").items()) == sorted(files.items())
 
 
+def test_nothing_is_fetched_for_who_only_looks(place, client):
+    put(place, "looked at", {f"{n}.bin": content(500, n) for n in range(80)})
+    with ThreadPoolExecutor(4) as pool:
+        found = list(Shelf(client, pool, ()).of([("looked at", "mlflow-artifacts:/1/looked at/artifacts")]))
+    assert sorted(one.size for one in found) == [500] * 80
+    assert place.store.ops("GetObject") == []
+
+
+def test_files_are_read_by_many_threads_after_all_were_given_out(place, client):
+    files = {f"{n}.bin": content(500, n) for n in range(400)}
+    put(place, "threads", files)
+    with ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(16) as readers:
+        found = list(Shelf(client, pool, ()).of([("threads", "mlflow-artifacts:/1/threads/artifacts")]))
+
+        def one(artifact):
+            with artifact.open() as stream:
+                return artifact.path, stream.read()
+
+        assert dict(readers.map(one, found)) == files
+    assert len(place.store.ops("GetObject")) == 400
+
+
 # the proxy as a stream
 
 

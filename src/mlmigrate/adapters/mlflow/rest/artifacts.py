@@ -42,7 +42,8 @@ TRACE_FILE = "traces.json"
 TRACE_GET = "ajax-api/2.0/mlflow/get-trace-artifact"
 LISTS = 8  # folders that are listed at once
 AHEAD = 64  # small files that are fetched before they are asked for
-BYTES_AHEAD = 64 << 20  # of them
+BEHIND = 256  # files given out and not yet read, that are waited for
+BYTES_AHEAD = 64 << 20  # of all that is fetched and not yet read
 LATELY = 2 * AHEAD  # files after which one that was read tells nothing any more
 DEEPEST = 100  # folders in folders; a listing that goes deeper goes round in circles
 
@@ -131,7 +132,6 @@ class Listed:
     requests: list[tuple[str, Params | None]]
     signed: str | None = None
     bytes: Future[bytes | None] | None = None
-    opened: bool = False
 
     @property
     def small(self) -> bool:
@@ -140,11 +140,11 @@ class Listed:
 
 
 class Window:
-    """The next few files, and those given out lately. Once one is read, the others are fetched, within bounds."""
+    """The next few files, and those given out and not read. Once one is read, the others are fetched, within bounds."""
 
     def __init__(self, fetch: Callable[[Listed], Future[bytes | None]]) -> None:
         self._fetch = fetch
-        self._given: deque[Listed] = deque(maxlen=AHEAD)
+        self._given: dict[int, Listed] = {}  # by id()
         self._next: deque[Listed | Artifact] = deque()
         self._count, self._read = 0, -LATELY
         self._lock = threading.Lock()
@@ -163,23 +163,31 @@ class Window:
                 self._ask()
             found = self._next.popleft()
             self._count += 1
-            if isinstance(found, Listed):
-                self._given.append(found)
+            if isinstance(found, Listed) and found.small:
+                self._given[id(found)] = found
+                self._forget()
         return found
+
+    def _forget(self) -> None:
+        """Nobody seems to want the oldest one."""
+        if len(self._given) > BEHIND:
+            listed = self._given.pop(next(iter(self._given)))
+            listed.bytes = None
 
     def open(self, listed: Listed) -> Future[bytes | None] | None:
         """Its bytes, if they were asked for; somebody reads it now."""
         with self._lock:
-            fetched, listed.bytes, listed.opened = listed.bytes, None, True
+            fetched, listed.bytes = listed.bytes, None
+            self._given.pop(id(listed), None)
             self._read = self._count
             self._ask()
         return fetched
 
     def _ask(self) -> None:
-        files = [one for one in (*self._given, *self._next) if isinstance(one, Listed) and one.small]
+        files = [one for one in (*self._given.values(), *self._next) if isinstance(one, Listed) and one.small]
         room = BYTES_AHEAD - sum(one.size or 0 for one in files if one.bytes is not None)
         for one in files:
-            if one.bytes is not None or one.opened:
+            if one.bytes is not None:
                 continue
             room -= one.size or 0
             if room < 0:

@@ -265,7 +265,7 @@ def _read(response: BaseHTTPResponse, most: int) -> bytes:
     chunks, left = [response.read(most, decode_content=False)], most
     while chunks[-1] and (left := left - len(chunks[-1])):
         chunks.append(response.read(left, decode_content=False))
-    return b"".join(chunks)
+    return b"".join(chunks) if any(chunks[1:]) else chunks[0]
 
 
 def _check(response: BaseHTTPResponse, shown: str) -> None:
