@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -99,8 +100,8 @@ def downloaded(url, wanted, folder, env):
 def told(text):
     found = {}
     for line in text.splitlines():
-        rest, digest = line.rsplit(" ", 1)
-        found[tuple(rest.split(" ", 1))] = digest
+        if line_of := re.fullmatch(r"([0-9a-f]{32}) (.+) ([0-9a-f]{64})", line):  # MLflow prints lines of its own
+            found[line_of[1], line_of[2]] = line_of[3]
     return found
 
 
@@ -167,7 +168,7 @@ client.create_model_version("m", f"{root}/old/1/{run}/artifacts", run)
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=env, capture_output=True, text=True, check=True
     )
-    return told("\n".join(line for line in done.stdout.splitlines() if line.count(" ") >= 2))
+    return told(done.stdout)
 
 
 def objects(s3, bucket, prefix):

@@ -143,9 +143,9 @@ def _next(done: Done, wish: Wish, most: int) -> Iterator[str]:
     if done.proxied and not done.proxy_at:
         yield "What lies behind the server's proxy was not looked at. Where it is: --from (as --artifacts-destination)."
     if done.active and not wish.undo:
-        yield from _list(
-            "runs were active at the switch and still are, and may write to the old place", done.active, most
-        )
+        yield "These were active at the switch and still are; they may go on writing to the old place:"
+        yield from (f"  {one}" for one in done.active[:most])
+        yield from _rest(len(done.active), most)
         yield f"When they have ended: {command(wish)} --sweep"
 
 
