@@ -70,10 +70,17 @@ def test_every_option_is_told_with_its_environment_twin():
 def test_options_without_a_twin_are_those_of_one_command_alone():
     assert {name for name, param in options().items() if not param.envvar} == {
         "--at",
+        "--check",
+        "--copy-only",
+        "--delete-source",
         "--failures",
         "--ids",
         "--losses",
         "--older-than",
+        "--seed",
+        "--server",
+        "--sweep",
+        "--undo",
     }
 
 
