@@ -15,9 +15,10 @@ from benchmarks.estate_figures import estate, estate_peer
 from benchmarks.figures import ALL as FIGURES
 from benchmarks.figures import Shop, Sizes, default_file_store, say
 from benchmarks.objects import ALL as OBJECTS
+from benchmarks.relocate_figures import relocate
 from benchmarks.table import Row, markdown, write_json
 
-ALL = {**FIGURES, "estate": estate, "estate-peer": estate_peer, **OBJECTS}
+ALL = {**FIGURES, "estate": estate, "estate-peer": estate_peer, **OBJECTS, "relocate": relocate}
 
 
 def main() -> int:
@@ -74,7 +75,7 @@ def _figure(name: str) -> str:
 def _scaled(sizes: Sizes, factor: float) -> Sizes:
     if factor == 1:
         return sizes
-    parts = {name: getattr(sizes, name) for name in ("team", "points", "rows", "rest", "many")}
+    parts = {name: getattr(sizes, name) for name in ("team", "points", "rows", "rest", "many", "artifacts")}
     scaled = {name: replace(shape, runs=max(10, int(shape.runs * factor))) for name, shape in parts.items()}
     huge = replace(sizes.huge, steps=max(100, int(sizes.huge.steps * factor)))
     small, large = (load.part(factor) for load in sizes.uploads)

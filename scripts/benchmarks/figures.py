@@ -29,6 +29,7 @@ MILLION = Shape(runs=100, steps=1000, files=0)
 TWO_MILLION = Shape(runs=100, steps=2000, files=0)
 HUGE = Shape(runs=1, keys=10, steps=1_000_000, files=0, experiments=1)
 MANY = Shape(runs=10_000, steps=20, files=1, size=16 * 1024)
+ARTIFACTS = Shape(runs=4000, keys=1, steps=1, params=1, tags=1, files=5, size=4096)
 ESTATE = Estate()
 
 
@@ -44,6 +45,7 @@ class Sizes:
     many: Shape = MANY
     estate: Estate = ESTATE
     uploads: tuple[Load, Load] = (SMALL, LARGE)
+    artifacts: Shape = ARTIFACTS
     repeats: int = 3
     threads: int = 8
 
@@ -53,7 +55,7 @@ class Sizes:
         plain = replace(small, files=0)
         huge, many = Shape(runs=1, keys=2, steps=5_000, files=0), Shape(runs=50, keys=2, steps=2, files=0)
         uploads = (SMALL.part(0.01), LARGE.part(0.01))
-        return cls(small, plain, plain, plain, huge, many, ESTATE.part(100), uploads, repeats=1, threads=2)
+        return cls(small, plain, plain, plain, huge, many, ESTATE.part(100), uploads, small, 1, 2)
 
 
 @dataclass(frozen=True)
