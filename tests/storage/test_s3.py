@@ -171,7 +171,8 @@ def test_the_store_copies_by_itself_and_the_copy_is_proven(s3, bucket, objects, 
     stored = objects.upload("big", Bytes(data), part_size=parts_of)
     other = open_objects(f"s3://{s3.bucket()}", s3.env)
     copy = other.copy(objects, "big", "there/big", len(data), stored.version)
-    assert (copy.version, copy.digest, copy.size) == (stored.version, stored.digest, len(data))
+    assert (copy.version, copy.size) == (stored.version, len(data))
+    assert copy.digest in (stored.digest, f"etag:{stored.version}")
     assert s3.objects(other.bucket) == {"there/big": data}
 
 
