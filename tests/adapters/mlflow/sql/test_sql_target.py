@@ -510,3 +510,12 @@ def test_rows_whose_key_the_target_has_already_stay_and_that_is_told(full, tmp_p
     assert report.failed == ()
     assert [row["description"] for row in sqlite_tables(target)["registered_models"]] == ["theirs"]
     assert "registered model 'rm'" in [loss.what for loss in report.losses]
+
+
+@pytest.mark.slow
+def test_a_bucket_whose_uris_postgresql_cannot_hold_is_refused_before_anything_is_written(postgresql, full, tmp_path):
+    uri = postgresql()
+    long = "s3://bucket/" + "x" * 150
+    with pytest.raises(UsageError, match="200 characters"):
+        carry(sqlite_address(full), parse(f"mlflow:{uri}"), tmp_path, Settings(artifacts_to=long))
+    assert postgresql_tables(uri) == {}
