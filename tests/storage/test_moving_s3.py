@@ -27,7 +27,8 @@ NAMES = ["a b", "100%2F", "é", "e\u0301", "😀#?&+", "~", "...", "A/x", "a/X",
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
-    with s3server.running(tmp_path_factory.mktemp("s3"), volumes=400) as server:
+    limited = {side: [f"{what}:of-{side}" for what in ("Read", "List", "Write")] for side in ("left", "right")}
+    with s3server.running(tmp_path_factory.mktemp("s3"), limited, volumes=400) as server:
         yield server
 
 
@@ -355,3 +356,15 @@ def test_a_large_file_that_changes_under_its_upload_leaves_no_parts(s3, bucket, 
     assert uploads(s3, bucket) == []
     [one] = moved(open_objects(f"s3://{bucket}/p", s3.env), FolderObjects.of(str(file.parent)))
     assert s3.objects(bucket, "p/new") == {"large": file.read_bytes()}
+
+
+def test_bytes_pass_through_where_each_side_may_reach_its_own_bucket_alone(s3):
+    data = {"a": b"small", "b/c": b"", "large": random.Random(1).randbytes(PART + 1)}
+    left, right = (
+        open_objects(f"s3://{s3.bucket(f'of-{side}')}", s3.env_of(*s3.identities[side])) for side in ("left", "right")
+    )
+    for key, body in data.items():
+        s3.client().put_object(Bucket="of-left", Key=key, Body=body)
+    ended = list(Mover(right).move(tasks(left, "")))
+    assert {one.how for one in ended} == {"put", "parts"}
+    assert s3.objects("of-right") == data

@@ -94,6 +94,7 @@ class _Crew:
         self.etags = Etags()
         self.ended: SimpleQueue[Ended] = SimpleQueue()
         self.away = 0
+        self.apart = False
         self._lots: tuple[SimpleQueue[list[Task] | None], ...] = (SimpleQueue(), SimpleQueue())
         self._hands: tuple[list[_Hand], list[_Hand]] = ([], [])
         self._most = (mover.threads, LARGE_AT_ONCE)
