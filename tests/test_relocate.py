@@ -210,6 +210,15 @@ class TestWhatTrainingDoesMeanwhile:
         move(undo=True)
         assert estate.value("runs", "late") == f"{estate.root}/1/late/artifacts"
 
+    def test_one_that_comes_later_still_is_found_by_a_check_and_follows_with_a_sweep(self, estate, move):
+        move()
+        estate.run("late", {"l": b"l"})
+        found = move(check=0)
+        assert (told.code(found), [one.run for one in found.checked.findings]) == (4, ["late"])
+        move(sweep=True)
+        assert estate.value("runs", "late") == f"{move.to}/1/late/artifacts"
+        assert told.code(move(check=0)) == 0
+
     def test_a_store_that_others_hold_is_told_and_nothing_is_changed(self, estate, move):
         before = estate.state()
         estate.busy = True

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from mlmigrate.adapters import registry
@@ -225,10 +226,12 @@ class Relocation:
             self.change()
         if wish.sweep or (wish.all_of_it and self.done.ready):
             self.sweep()
-        if wish.all_of_it and self.done.ready:
             self._stragglers()
         if wish.check is not None or (wish.all_of_it and self.done.ready) or wish.delete_source:
             self.check()
+        if wish.all_of_it and self.done.ready:
+            self.sweep()  # what was written while we checked
+            self._stragglers()
         if wish.delete_source:
             self.delete_source()
 
@@ -294,13 +297,20 @@ class Relocation:
             self.look()
 
     def _stragglers(self) -> None:
-        """Runs that a server made of what it had read before the switch: they came after it with the old place."""
+        """Runs that a server made of what it had read before the switch: they came after it with the old place.
+
+        A server reads the experiment's place, and waits for us to write the run.
+        """
         self.look()
-        if self.done.switched is None or not self.survey.to_change():
+        if self.done.unknown or not self.survey.to_change():
             return
+        self.since = time.time()
+        if self.copier.move(self.copier.gather(self.sources.files())).failed:
+            return  # they stay where they are until the next command
         first = self.done.switched
         self.change()
-        self.done.switched = first.and_then(self.done.switched)
+        if first is not None and self.done.switched is not None:
+            self.done.switched = first.and_then(self.done.switched)
         self.sweep()
 
     def _last_look(self, owners: Iterable[Owner]) -> None:
@@ -348,10 +358,8 @@ class Relocation:
                 client.close()
         done.checked.values, findings = check.values(self.book)
         done.checked.findings += findings
-        if wish.all_of_it:
-            self.sweep()  # what was written while we checked
-        else:
-            done.checked.findings += self._unswept()
+        if not wish.all_of_it:
+            done.checked.findings += [*self._unswept(), *self._unswitched()]
         passed = {"at": time.time(), "files": done.checked.files, "of": done.checked.of}
         self.book.set(checked="" if done.checked.findings else json.dumps(passed))
 
@@ -397,6 +405,14 @@ class Relocation:
             f"No switch of {self.estate.shown} to {self.target.shown} is in the ledger {self.book.file}.",
             "Name the ledger of that move with --ledger, or make it: mlmigrate relocate STORE --to PLACE",
         )
+
+    def _unswitched(self) -> list[Finding]:
+        """Values that name an old place and would be switched: made since, by a server that was not restarted."""
+        some = islice(self.survey.edits(), 1000)
+        return [
+            Finding("*", cell.experiment, cell.owner, f"{edit.table}.{edit.column}", edit.new, edit.old)
+            for edit, cell in some
+        ]
 
     def undo(self) -> None:
         """The way back."""
