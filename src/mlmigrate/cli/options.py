@@ -204,8 +204,8 @@ PLACES = (
     option(
         "--artifacts-to",
         default="",
-        metavar="DIR",
-        help='Where a database\'s artifacts go; "keep": they stay where they are.',
+        metavar="PLACE",
+        help='Where a database\'s artifacts go: a folder, s3://bucket/prefix; "keep": they stay where they are.',
     ),
     option("--artifacts-at", many=True, metavar="DIR", help="Look for the source's artifacts here too."),
     option(

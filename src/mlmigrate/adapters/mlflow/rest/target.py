@@ -98,9 +98,10 @@ class RestTarget:
             place = RestPlace(self, self._writing, pool, refs)
             try:
                 yield place
-            finally:
+            finally:  # a second try must not meet calls of this one
+                pool.shutdown(wait=False, cancel_futures=True)
                 place.close()
-                pool.shutdown(cancel_futures=True)  # a second try must not meet calls of this one
+                pool.shutdown()
 
     def _load(self) -> dict[str, Version]:
         """What of ours is here, once: packs of objects come one after another, and note what they make."""
