@@ -324,6 +324,13 @@ class TestBehindAProxy:
         assert files_below(move.to) == {"1/a/artifacts/x": b"by the server, restarted", "1/a/artifacts/late": b"late"}
         assert told.code(done) == 0
 
+    def test_the_old_files_stay_while_nobody_knows_that_the_server_was_restarted(self, proxied, tmp_path):
+        move = Move(proxied, tmp_path / "new", tmp_path / "l")
+        move(from_=str(tmp_path / "mlartifacts"))
+        with pytest.raises(Conflict, match="not known"):
+            move(from_=str(tmp_path / "mlartifacts"), delete_source=True)
+        assert files_below(tmp_path / "mlartifacts") == {"1/a/artifacts/x": b"x"}
+
 
 class TestDeletingTheOldFiles:
     def test_exactly_what_was_copied_goes(self, estate, move):

@@ -7,7 +7,9 @@ how far it came, and goes on.
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +21,7 @@ from mlmigrate.adapters import registry
 from mlmigrate.adapters.base import Context, Settings
 from mlmigrate.adapters.estate import Downloads, Estate
 from mlmigrate.address import Address, hide_secrets
-from mlmigrate.errors import Conflict, DiskFull, NotFound, UsageError
+from mlmigrate.errors import Conflict, DiskFull, MigrateError, NotFound, UsageError
 from mlmigrate.events import Progress
 from mlmigrate.model import Finding
 from mlmigrate.relocate import check, places
@@ -406,6 +408,27 @@ class Relocation:
             "Name the ledger of that move with --ledger, or make it: mlmigrate relocate STORE --to PLACE",
         )
 
+    def _must_be_restarted(self) -> None:
+        """Raises Conflict unless the server gives a file that only the new place has."""
+        key, client = f"mlmigrate-{secrets.token_hex(8)}.txt", self._client() if self.wish.server else None
+        if client is None:
+            raise Conflict(
+                "Nothing was deleted: whether the server was restarted is not known.",
+                "Give --server URL: it is asked for a file that only the new place has.",
+            )
+        self.target.put(key, key.encode())
+        try:
+            with tempfile.TemporaryDirectory(prefix="mlmigrate-") as folder:
+                client.of_uri(f"mlflow-artifacts:/{key}", Path(folder))
+        except MigrateError as error:
+            raise Conflict(
+                f"Nothing was deleted: the server does not give what lies at {self.target.shown}.",
+                f"Restart it with --artifacts-destination {self.target.shown}",
+            ) from error
+        finally:
+            client.close()
+            self.target.delete([key])
+
     def _unswitched(self) -> list[Finding]:
         """Values that name an old place and would be switched: made since, by a server that was not restarted."""
         some = islice(self.survey.edits(), 1000)
@@ -439,6 +462,8 @@ class Relocation:
             raise Conflict(
                 "Nothing was deleted: the check found differences.", "See them above, and: --sweep --check=all"
             )
+        if self.done.proxied:
+            self._must_be_restarted()
         active = set(json.loads(self.book.get("active") or "[]"))
         running = [cell.owner for cell, _ in self.book.cells("active and kind = 'run'") if cell.owner in active]
         if running:

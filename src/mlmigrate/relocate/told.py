@@ -113,11 +113,16 @@ def _checked(done: Done, most: int) -> Iterator[str]:
     sample = "all" if checked.files == checked.of else f"of {amount(checked.of)}, seed {done.seed}"
     yield f"checked    {several(checked.values, 'URI')}; {several(checked.files, 'file')} ({sample}) read {way}"
     if checked.directly and done.by_client:
-        yield f"  {several(checked.directly, 'file')} among them read without it: their names are not safe with it"
+        yield f"  {several(checked.directly, 'file')} among them read without it: {_why_directly(done)}"
     if checked.changed:
         yield f"  {several(checked.changed, 'file')} among them were written at the new place since"
     yield from (f"  {found(one)}" for one in checked.findings[:most])
     yield from _rest(len(checked.findings), most)
+
+
+def _why_directly(done: Done) -> str:
+    proxied = "--server leads through the server that they lie behind"
+    return proxied if done.proxied else "it corrupts their names"
 
 
 def _undone(done: Done, most: int) -> Iterator[str]:
@@ -171,6 +176,8 @@ def _good(done: Done, wish: Wish) -> str:
         return f"{several(done.there, 'URI')} of {done.store} name {done.to}, but {done.ledger} knows of no move."
     if wish.sweep or wish.check is not None:
         return f"All is well: {done.store} has its artifacts at {done.to}."
+    if done.proxied and not done.there:
+        return f"All artifacts of {done.store} are at {done.to}."
     return f"All artifacts of {done.store} are at {done.to}. To take it back: {command(wish)} --undo"
 
 
