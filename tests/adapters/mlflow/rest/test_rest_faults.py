@@ -6,14 +6,18 @@ import contextlib
 import random
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from rest_helpers import Database, estate, fresh
 
 import faults
-from mlmigrate.adapters.base import Context
+from mlmigrate.adapters.base import Context, Once
 from mlmigrate.adapters.memory import Held
 from mlmigrate.adapters.mlflow import open_source
+from mlmigrate.adapters.mlflow.rest.auth import login
+from mlmigrate.adapters.mlflow.rest.client import Client
+from mlmigrate.adapters.mlflow.rest.writing import Writing
 from mlmigrate.address import parse
 from mlmigrate.errors import Unavailable
 from mlmigrate.steps import Steps
@@ -170,3 +174,25 @@ def test_reading_through_faults_reads_all(kind, server, proxy_of, tmp_path):
         .fetchone()[0]
     )
     assert files == ["a/b.txt"] * len(ids)
+
+
+def test_points_that_are_there_already_are_written_again_whatever_they_are(server, tmp_path):
+    place = estate(*some_runs(1))
+    held = next(held for held in place.held.values() if held.run.name == "run 0")
+    metrics = {
+        "m": [(i, START + i, float("nan") if i % 3 else i / 7) for i in range(20)],
+        "nan": [(0, 0, float("nan"))],
+    }
+    place.held[held.run.origin] = replace(held, points=series(held.run, metrics))
+    assert copy(place, parse(f"mlflow:{server.url}"), tmp_path / "l").failed == ()
+    db = Database(server)
+    row = db.run(held.run)
+    first = db.points(row[0])
+    client = Client(login(server.url, {}), Once())
+    columns = place.held[held.run.origin].points.select(["key", "step", "timestamp", "value"])
+    (points,) = columns.combine_chunks().to_batches()
+    Writing(client).log(row[0], [{"key": "again", "value": "1"}], [], points)
+    client.close()
+    assert db.points(row[0]) == first
+    assert sum(first.values()) == 21
+    assert db.params(row[0]) == {**held.run.params, "again": "1"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count, islice
@@ -20,6 +21,7 @@ WAITS_TAG = OURS + "waits"  # names what of a run still speaks of things that we
 MEETINGS = 3  # calls that may meet another one over the same dataset
 PARAMS = TAGS = 100  # MLflow's own bounds on one log-batch
 ENTITIES = 1000  # metrics, params and tags together
+_HELD = re.compile(r"(unique|duplicate).*\bmetric", re.IGNORECASE)  # what databases say of a point that is there
 
 
 def _met_another(error: MigrateError) -> bool:
@@ -128,8 +130,28 @@ class Writing:
             some_points = list(islice(rest[2], ENTITIES - len(some_params) - len(some_tags)))
             if not (some_params or some_tags or some_points):
                 return
-            body = {"run_id": id, "params": some_params, "tags": some_tags, "metrics": some_points}
+            self._log(id, some_params, some_tags, some_points)
+
+    def _log(
+        self,
+        id: str,
+        params: Sequence[Mapping[str, str]],
+        tags: Sequence[Mapping[str, str]],
+        points: Sequence[Mapping[str, object]],
+    ) -> None:
+        """One call. Old servers refuse a NaN that they have, and all that comes with it: then each goes alone."""
+        body = {"run_id": id, "params": params, "tags": tags, "metrics": points}
+        try:
             self.client.post(f"{API}/runs/log-batch", Anything, body)
+        except MigrateError as error:
+            nans = [point for point in points if point["value"] == "NaN"]
+            if not nans or not _HELD.search(error.message):
+                raise
+            if len(nans) == len(points) == 1 and not params and not tags:
+                return  # a point is its own key there: it is the same
+            self._log(id, params, tags, [point for point in points if point["value"] != "NaN"])
+            for point in nans:
+                self._log(id, (), (), [point])
 
     def update(self, id: str, run: Run, name: str | None) -> None:
         """Status and end, and the name if it is to change. Old servers take a missing status for RUNNING."""
