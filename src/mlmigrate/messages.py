@@ -238,7 +238,10 @@ class Removed(Message, frozen=True, tag="removed"):
 
 
 class Relocated(Message, frozen=True, tag="relocated"):
-    """The end of relocate. `ok` says whether all of it is well; `bytes_sent` passed through this process."""
+    """The end of relocate. `ok` says whether all of it is well; `bytes_sent` passed through this process.
+
+    `pass_seconds` are of each pass of copying; `switch_seconds` is how long writers waited.
+    """
 
     ok: bool
     store: str
@@ -252,6 +255,7 @@ class Relocated(Message, frozen=True, tag="relocated"):
     bytes_sent: int
     uris: int
     uris_to_change: int
+    pass_seconds: list[float]
     switch_seconds: float
     swept: int
     checked: int

@@ -164,6 +164,7 @@ def _summary(done: Done, sentence: str, *, ok: bool) -> messages.Relocated:
         bytes_sent=copied.sent if copied else 0,
         uris=switched.edits if switched else 0 if not done.undone else done.undone.edits,
         uris_to_change=done.values,
+        pass_seconds=[round(one, 3) for one in done.passes],
         switch_seconds=round(switched.seconds, 3) if switched else 0.0,
         swept=swept.copied if swept else 0,
         checked=checked.files if checked else 0,

@@ -53,9 +53,15 @@ class Pass:
     conflicts: list[tuple[Owner, str, str]] = field(default_factory=list)
     groups: dict[str, Group] = field(default_factory=dict)
     wrote: dict[str, tuple[Owner, int]] = field(default_factory=dict)
+    at_last: tuple[str, Group] | None = None
 
     def group(self, one: Found) -> Group:
-        """The old place that a file is counted with."""
+        """The old place that a file is counted with. Those of one owner mostly come together."""
+        if self.at_last is not None and self.at_last[0] == one.owner.place:
+            group = self.at_last[1]
+            group.files += 1
+            group.size += one.stored.size
+            return group
         name = base_of(one.owner)
         group = self.groups.setdefault(name if len(self.groups) < MOST_GROUPS else "others", Group())
         group.files += 1
@@ -63,6 +69,7 @@ class Pass:
         if group.last != one.owner.place:
             group.last = one.owner.place
             group.owners += 1
+        self.at_last = one.owner.place, group
         return group
 
     def add(self, other: Pass) -> None:

@@ -89,6 +89,7 @@ class Done:
     listed: int = 0
     lists: int = 0
     copied: Pass | None = None
+    passes: list[float] = field(default_factory=list)  # seconds of each, the looking included
     switched: Switched | None = None
     ready: bool = True
     swept: Pass | None = None
@@ -169,6 +170,7 @@ class Relocation:
         self.copier = Copier(book, sources, target, self._mover(target), wish.settings.part_size)
         self.survey = Survey(book, target.url, estate.folder, self._proxy_at(), wish.settings.allow_artifacts)
         self.switch = Switch(estate, book, self.survey)
+        self.looked = 0.0  # seconds that the first look at the files took
         self.done = Done(estate.shown, target.shown, target_local=target.local is not None)
 
     def _mover(self, target: Objects) -> Mover:
@@ -243,8 +245,10 @@ class Relocation:
             self.target.check(write=not self.wish.dry_run)
         self.done.values = self.survey.to_change()
         self.progress.note(f"Looking at {self.estate.shown} ...")
+        begun = time.monotonic()
         self.copier.look_at_target()
         self.done.look = self.copier.gather(self.sources.files())
+        self.looked = time.monotonic() - begun
         self.done.listed, self.done.lists = self.copier.there, self.sources.lists
         self.done.there = self.survey.done
         self.done.server_side = self._within_a_store()
@@ -271,11 +275,12 @@ class Relocation:
         """Pass after pass, until one finds nearly nothing new."""
         total = Pass()
         self.since = time.time()
+        begun = time.monotonic() - self.looked
         look = self.done.look
         self.copier.listed = False  # from here on the ledger knows better
         for number in range(PASSES):
             if number:
-                self.since = time.time()
+                self.since, begun = time.time(), time.monotonic()
                 self.look()
                 look = self.copier.gather(self.sources.files())
             self.progress.begin("copy", runs=0, points=0, size=look.todo_size, artifacts=look.todo)
@@ -283,6 +288,7 @@ class Relocation:
                 total.add(self.copier.move(look))
             finally:
                 self.progress.end()
+            self.done.passes.append(time.monotonic() - begun)
             if look.todo <= FEW or look.failed:
                 break
         self.done.copied = total
