@@ -43,7 +43,7 @@ Exit status:
   1    an unexpected error (a bug)
   2    the command line is wrong
   3    finished, but some runs failed (or something was lost, with --strict)
-  4    verify found differences
+  4    verify, or a check of relocate, found differences
   5    the tracker is away; later may work
   10   SOURCE or TARGET does not exist
   11   the ledger is in use, or belongs to another copy

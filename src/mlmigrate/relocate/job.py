@@ -81,6 +81,7 @@ class Done:
 
     store: str
     to: str
+    uri: str = ""  # the new place as MLflow writes it
     values: int = 0
     there: int = 0
     proxied: int = 0
@@ -171,7 +172,7 @@ class Relocation:
         self.survey = Survey(book, target.url, estate.folder, self._proxy_at(), wish.settings.allow_artifacts)
         self.switch = Switch(estate, book, self.survey)
         self.looked = 0.0  # seconds that the first look at the files took
-        self.done = Done(estate.shown, target.shown, target_local=target.local is not None)
+        self.done = Done(estate.shown, target.shown, hide_secrets(target.url), target_local=target.local is not None)
 
     def _mover(self, target: Objects) -> Mover:
         return Mover(

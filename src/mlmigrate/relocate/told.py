@@ -140,10 +140,10 @@ def _undone(done: Done, most: int) -> Iterator[str]:
 def _next(done: Done, wish: Wish, most: int) -> Iterator[str]:
     """What a person has to do now."""
     if done.switched is not None and done.switched.edits and done.ready:
-        yield f"Restart the server with --default-artifact-root {shlex.quote(done.to)}: else it goes on making new"
+        yield f"Restart the server with --default-artifact-root {shlex.quote(done.uri)}: else it goes on making new"
         yield "experiments at the old place, and this command moves them when it is run again."
     if done.proxied and done.copied is not None and done.proxy_at:
-        yield f"Restart the server with --artifacts-destination {shlex.quote(done.to)}, then run the same command"
+        yield f"Restart the server with --artifacts-destination {shlex.quote(done.uri)}, then run the same command"
         yield "again: it takes over what was written until then."
     if done.proxied and not done.proxy_at:
         yield "What lies behind the server's proxy was not looked at. Where it is: --from (as --artifacts-destination)."
