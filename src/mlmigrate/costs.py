@@ -4,7 +4,7 @@ Estimated by these rules from what a plan reads; a store bills a few requests mo
 
     a file is written    1 PUT; over 16 MiB: 1 for each part (of 16 MiB, or --part-size), 2 around them, and 1 HEAD
     a file is read       1 GET; over 16 MiB: 1 a part
-    a file is copied     1 COPY inside the store, over 5 GiB 1 for each 256 MiB and 2 around them; 2 HEADs; no byte here
+    a file is copied     1 COPY inside the store; over 16 MiB 1 for each part, 2 around them, and 3 HEADs; no byte here
     files are listed     1 LIST for each run, model or trace that has files, and for each 1,000 files
     an archive           for each pack: TABLES PUTs (or GETs) and some POINT_BYTES bytes a point; a listing;
                          its files are written and read as above, and looked for by 1 HEAD if over 256 KiB
@@ -23,14 +23,13 @@ from mlmigrate.adapters.base import Context, Side
 from mlmigrate.address import Address, hide_secrets, in_store
 from mlmigrate.model import Artifact, Spot
 from mlmigrate.passing import HERE
-from mlmigrate.storage.objects import LARGEST_COPY, PART, open_objects, part_size
+from mlmigrate.storage.objects import PART, open_objects, part_size
 from mlmigrate.survey import Job
 
 TABLES = 6  # files of a pack in an archive
 POINT_BYTES = 10  # of a point in an archive
 PAGE = 1000  # files that one request lists
 ASK_FIRST = 1 << 18  # bytes; an archive looks whether it has a larger file before it is sent
-COPY_PART = 256 << 20
 KEEP = "keep"
 Way = Literal["store", "server"]
 Number = Literal["puts", "gets", "up", "down", "inside"]
@@ -151,9 +150,9 @@ class Costs:
             self.owners["target", way, place, artifact.owner] += 1
 
     def _copied(self, artifact: Artifact, place: str, size: int) -> None:
-        parts = 1 if size <= LARGEST_COPY else -(-size // COPY_PART) + 2
-        self._add("target", "store", self.ways.target, "puts", parts)
-        self._add("target", "store", self.ways.target, "gets", 2)
+        parts = _parts(size)
+        self._add("target", "store", self.ways.target, "puts", parts + 2 * (parts > 1))
+        self._add("target", "store", self.ways.target, "gets", 3 * (parts > 1))
         self._add("target", "store", self.ways.target, "inside", size)
         if "source" not in self.ways.archives:
             self.owners["source", "store", place, artifact.owner] += 1

@@ -77,7 +77,7 @@ class Ledger:
 
         Raises LedgerInUse when another process holds it or it records another copy.
         """
-        with _explained(file):
+        with explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = locked(file)
             try:
@@ -173,7 +173,7 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with _explained(None):
+        with explained(None):
             self._db.execute("begin immediate")
             try:
                 yield
@@ -300,7 +300,7 @@ def _forget(file: Path) -> None:
 def _reading(file: Path) -> Iterator[sqlite3.Connection]:
     if not file.is_file():
         raise NotFound(f"There is no ledger at {file}.", "A copy makes one; mlmigrate status LEDGER reads any.")
-    with _explained(file):
+    with explained(file):
         db = sqlite3.connect(file, timeout=30)
         try:
             db.execute("pragma query_only = on")
@@ -310,14 +310,15 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def _explained(file: Path | None) -> Iterator[None]:
+def explained(file: Path | None) -> Iterator[None]:
+    """Errors of SQLite and of the disk as ours."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        explained = explain(error, str(file or "the ledger"))
-        if explained is None:
+        ours = explain(error, str(file or "the ledger"))
+        if ours is None:
             raise
-        raise explained from error
+        raise ours from error
 
 
 def explain(error: Exception, what: str) -> DiskFull | BadData | LedgerInUse | NotFound | None:

@@ -14,8 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, wait
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -24,6 +23,7 @@ from mlmigrate.archive.blobs import CHUNK, Blobs
 from mlmigrate.errors import BadData, MigrateError, Unavailable
 from mlmigrate.model import Artifact, Spot
 from mlmigrate.storage.bucket import BucketStorage, filled
+from mlmigrate.storage.budget import Budget
 from mlmigrate.storage.objects import PART, Body, Changed, FileBody, digest_of, part_size, parts_in
 from mlmigrate.storage.slices import explain_file, version_of
 from mlmigrate.storage.told import telling
@@ -34,28 +34,6 @@ THREADS = 4  # parts of one file at once
 ASK_FIRST = 1 << 18  # bytes; a smaller file is sent without asking whether it is there
 
 Kept = tuple[str, int]  # sha256 and size
-
-
-@dataclass
-class Budget:
-    """So many bytes may be in memory at once; who wants more waits."""
-
-    left: int = MEMORY
-    _free: threading.Condition = field(default_factory=threading.Condition)
-
-    @contextmanager
-    def of(self, size: int) -> Iterator[None]:
-        """Holds so many bytes, or all there are when it wants more."""
-        size = min(size, MEMORY)
-        with self._free:
-            self._free.wait_for(lambda: self.left >= size)
-            self.left -= size
-        try:
-            yield
-        finally:
-            with self._free:
-                self.left += size
-                self._free.notify_all()
 
 
 class Window:
@@ -95,7 +73,7 @@ class SentBlobs(Blobs):
     def __init__(self, storage: BucketStorage, asked_part: int = 0) -> None:
         super().__init__(storage)
         self._bucket, self._asked_part = storage, asked_part
-        self._budget = Budget()
+        self._budget = Budget(MEMORY)
 
     def put(self, artifact: Artifact) -> Kept:
         """Keeps the artifact's bytes; gives their digest and size. Raises Damaged when they are not those announced."""

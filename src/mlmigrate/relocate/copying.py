@@ -27,12 +27,14 @@ class Group:
     todo: int = 0
     todo_size: int = 0
     puts: int = 0
+    large: int = 0
     last: str = ""
 
     def more(self, size: int) -> None:
         """One more file that is to be copied."""
         self.todo += 1
         self.todo_size += size
+        self.large += size > PART
         self.puts += 1 if size <= PART else 2 + -(-size // part_size(size))
 
 

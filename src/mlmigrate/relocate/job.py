@@ -107,6 +107,7 @@ class Done:
     active: list[str] = field(default_factory=list)
     ledger: str = ""
     server_side: bool = False
+    source_remote: bool = False
     target_local: bool = False
     seconds: float = 0.0
     unknown: bool = False  # the store names the new place, but who moved it there is not known
@@ -252,13 +253,17 @@ class Relocation:
         self.looked = time.monotonic() - begun
         self.done.listed, self.done.lists = self.copier.there, self.sources.lists
         self.done.there = self.survey.done
-        self.done.server_side = self._within_a_store()
+        self.done.server_side, self.done.source_remote = self._from_a_store()
         self._room(self.done.look.todo_size)
 
-    def _within_a_store(self) -> bool:
+    def _from_a_store(self) -> tuple[bool, bool]:
+        """Whether the files lie in the target's own store, and whether they lie in any."""
         row = self.book.one("select place from todo limit 1")
         owner = next(self.book.owners("place = ?", row[0]), None) if row else None
-        return owner is not None and self.sources.place(owner.at).store == self.target.store
+        if owner is None:
+            return False, False
+        place = self.sources.place(owner.at)
+        return place.store == self.target.store, place.local is None
 
     def _room(self, size: int) -> None:
         """Raises DiskFull when a folder has no room for so much."""

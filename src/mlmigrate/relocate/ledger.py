@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from mlmigrate.adapters.estate import Cell, Edit
 from mlmigrate.errors import LedgerInUse
-from mlmigrate.ledger import explain, locked, state_folder
+from mlmigrate.ledger import explained, locked, state_folder
 from mlmigrate.relocate.places import old_place
 
 BATCH = 500  # copies that a kill may make us prove again
@@ -402,18 +402,6 @@ def default_file(identity: str, target: str) -> Path:
 
     pair = hashlib.blake2b(f"{identity}\0{target}".encode(), digest_size=8).hexdigest()
     return state_folder() / f"relocate-{pair}.sqlite"
-
-
-@contextmanager
-def explained(file: Path | None) -> Iterator[None]:
-    """Errors of SQLite and of the disk as ours."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        ours = explain(error, str(file or "the ledger"))
-        if ours is None:
-            raise
-        raise ours from error
 
 
 def _connected(name: str) -> sqlite3.Connection:

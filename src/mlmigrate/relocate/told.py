@@ -75,7 +75,9 @@ def _costs(done: Done) -> Iterator[str]:
         yield f"To copy: {size(look.todo_size)} within the store, {several(look.todo, 'COPY')}, {lists}."
     else:
         puts = several(sum(group.puts for group in look.groups.values()), "PUT")
-        yield f"To copy: {size(look.todo_size)} up, {puts}, {several(look.todo, 'HEAD')}, {lists}."
+        heads = several(sum(group.large for group in look.groups.values()), "HEAD")
+        read = f"as much down, {several(look.todo, 'GET')}, " if done.source_remote else ""
+        yield f"To copy: {size(look.todo_size)} up, {read}{puts}, {heads}, {lists}."
 
 
 def _worked(done: Done, most: int) -> Iterator[str]:

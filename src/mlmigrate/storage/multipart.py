@@ -9,17 +9,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from mlmigrate.errors import Damaged, MigrateError, NotFound
+from mlmigrate.storage.budget import Budget
 from mlmigrate.storage.objects import (
     CHUNK,
     LARGEST_COPY,
@@ -35,29 +35,7 @@ from mlmigrate.storage.s3 import COPIES, COPY_PART, HELD, S3Objects
 T = TypeVar("T")
 
 
-@dataclass
-class Hold:
-    """So many bytes of parts may be in memory at once; who wants more waits."""
-
-    left: int = HELD
-    _free: threading.Condition = field(default_factory=threading.Condition)
-
-    @contextmanager
-    def of(self, size: int) -> Iterator[None]:
-        """Holds so many bytes; more than there ever are count as all of them."""
-        size = min(size, HELD)
-        with self._free:
-            self._free.wait_for(lambda: self.left >= size)
-            self.left -= size
-        try:
-            yield
-        finally:
-            with self._free:
-                self.left += size
-                self._free.notify_all()
-
-
-HOLD = Hold()
+HOLD = Budget(HELD)  # of parts that must be held, in this process
 
 
 @dataclass(frozen=True, slots=True)

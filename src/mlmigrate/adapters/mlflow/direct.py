@@ -29,6 +29,7 @@ from mlmigrate.adapters.mlflow.sending import Folder
 from mlmigrate.address import hide_secrets
 from mlmigrate.errors import BadData, MigrateError, NotFound, Refused, UsageError
 from mlmigrate.model import Artifact, Spot
+from mlmigrate.storage.budget import Budget
 from mlmigrate.storage.objects import Objects, Stored, open_objects
 from mlmigrate.storage.throttle import UNLIMITED, Throttle
 
@@ -68,28 +69,6 @@ class Far:
     uri: str
     owner: str
     empty: Callable[[], None] = _nothing
-
-
-class Budget:
-    """So many bytes may be under way at once; who wants more waits."""
-
-    def __init__(self, most: int) -> None:
-        self._most = self._left = most
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def of(self, size: int) -> Iterator[None]:
-        """Waits for the room of `size` bytes; one that is larger than all takes all."""
-        size = min(size, self._most)
-        with self._changed:
-            self._changed.wait_for(lambda: self._left >= size)
-            self._left -= size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._left += size
-                self._changed.notify_all()
 
 
 class Stores:

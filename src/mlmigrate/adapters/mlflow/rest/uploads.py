@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import BinaryIO, ParamSpec
 
-from mlmigrate.adapters.mlflow.direct import Budget
 from mlmigrate.adapters.mlflow.repositories import allowed, direct, repository_writer, strange_path
 from mlmigrate.adapters.mlflow.rest.artifacts import Root, proxied, shown
 from mlmigrate.adapters.mlflow.rest.client import CHUNK, Client
@@ -20,6 +19,7 @@ from mlmigrate.adapters.mlflow.rest.parts import Parts, Whole
 from mlmigrate.adapters.mlflow.rest.wire import Files
 from mlmigrate.errors import Damaged, MigrateError, NotFound, Unavailable
 from mlmigrate.model import Artifact, Loss
+from mlmigrate.storage.budget import Budget
 
 UPLOAD = "ajax-api/2.0/mlflow/upload-artifact"  # servers from 2.9; for roots on the server's own disk
 SMALL = 8 << 20  # bytes; smaller files are sent several at a time
