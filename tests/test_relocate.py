@@ -355,6 +355,22 @@ class TestDeletingTheOldFiles:
         with pytest.raises(Conflict, match="differences"):
             move(delete_source=True)
 
+    def test_what_its_run_wrote_anew_at_the_new_place_keeps_its_old_file(self, estate, move):
+        move()
+        estate.set("runs", "b", active=False)
+        (move.to / "2/d/artifacts/y").write_bytes(b"anew")
+        done = move(delete_source=True)
+        assert files_below(estate.root) == {"2/d/artifacts/y": b"yy"}
+        assert [one.rpartition(": ")[2] for one in done.left] == ["its copy was written since"]
+
+    def test_not_when_a_copy_is_gone(self, estate, move):
+        move()
+        estate.set("runs", "b", active=False)
+        (move.to / "2/d/artifacts/y").unlink()
+        with pytest.raises(Conflict, match="differences"):
+            move(delete_source=True, check=0)
+        assert files_below(estate.root) == EXPECTED
+
     def test_then_nothing_can_be_undone(self, estate, move):
         move()
         estate.set("runs", "b", active=False)

@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 
@@ -97,6 +99,16 @@ def downloaded(url, wanted, folder, env):
     return told(done.stdout)
 
 
+def shown(url, wanted):
+    """The sha256 of each file as the pages of the server ask for it."""
+    found = {}
+    for run, path in wanted:
+        query = urllib.parse.urlencode({"run_uuid": run, "path": path})
+        with urllib.request.urlopen(f"{url}/get-artifact?{query}") as answer:
+            found[run, path] = hashlib.sha256(answer.read()).hexdigest()
+    return found
+
+
 def told(text):
     found = {}
     for line in text.splitlines():
@@ -136,6 +148,7 @@ def test_training_goes_on_and_nothing_is_lost(s3, tmp_path, monkeypatch):
         assert "switched" in lines
         assert {uri[: len(to)] for uri in uris(server.database).values()} == {to}
         assert downloaded(server.url, written, tmp_path / "down", env) == written
+        assert shown(server.url, list(written)[:20]) == dict(list(written.items())[:20])
     finally:
         stop.touch()
         server.stop()

@@ -18,7 +18,7 @@ from mlmigrate.model import Finding
 from mlmigrate.relocate import places
 from mlmigrate.relocate.ledger import Copied, Ledger, Owner
 from mlmigrate.relocate.sources import Sources
-from mlmigrate.storage.objects import CHUNK, Objects, digest_of, parts_in
+from mlmigrate.storage.objects import CHUNK, Objects, Stored, digest_of, parts_in
 
 AT_ONCE = 8
 MD5 = 32  # characters of an etag that is the md5 of the file, where nothing is encrypted
@@ -101,12 +101,11 @@ class Checker:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         except MigrateError as error:
-            if self._since(one):
-                return Outcome(changed=1)
-            return Outcome(finding=_finding(owner, rest, "!", "", error.message))
+            return self._unread(one, owner, rest, error)
         if equal:
             return Outcome(size, directly=int(file is None))
-        if self._since(one):
+        there = self._there(one)
+        if there is not None and there.version != one.placed:
             return Outcome(size, changed=1)
         return Outcome(size, finding=_finding(owner, rest, "*", one.digest, "other bytes"))
 
@@ -126,6 +125,8 @@ class Checker:
     def _compared(self, one: Copied, owner: Owner, file: Path | None) -> tuple[int, bool]:
         """How large the file is, and whether it is the one that was copied."""
         if file is not None:
+            if not file.is_file():  # of a folder, MLflow's client gives the path whatever lies there
+                raise NotFound(f"MLflow's client gives no file for {one.dest}.")
             with file.open("rb") as stream:
                 return self._equal(stream, one, owner)
         with self.target.open(one.dest) as stream:
@@ -149,13 +150,20 @@ class Checker:
         with place.open(key, version=one.version) as source:
             return size, digest_of(source)[0] == f"sha256:{sha.hexdigest()}"
 
-    def _since(self, one: Copied) -> bool:
-        """Whether the new place's file is not ours any more."""
+    def _unread(self, one: Copied, owner: Owner, rest: str, error: MigrateError) -> Outcome:
+        there = self._there(one)
+        if there is None:
+            return Outcome(finding=_finding(owner, rest, "+", one.digest, "not there any more"))
+        if there.version != one.placed:
+            return Outcome(changed=1)
+        return Outcome(finding=_finding(owner, rest, "!", "", error.message))
+
+    def _there(self, one: Copied) -> Stored | None:
+        """What the new place has now: another version is somebody's own, who wrote there since."""
         try:
-            there = self.target.head(one.dest)
+            return self.target.head(one.dest)
         except NotFound:
-            return True
-        return there is None or there.version != one.placed
+            return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlmigrate.relocate.copying import base_of
-from mlmigrate.relocate.ledger import Ledger
+from mlmigrate.relocate.ledger import Copied, Ledger
 from mlmigrate.relocate.sources import Found, Sources
 from mlmigrate.storage.objects import Objects
 
@@ -48,19 +48,23 @@ class Deleter:
                 self.left.append(f"{one.at}: was not copied")
             elif (known.size, known.version) != (one.stored.size, one.stored.version):
                 self.left.append(f"{one.at}: changed since it was copied")
-            elif not self._has_copy(known.dest, there):
-                self.left.append(f"{one.at}: its copy is not there any more")
+            elif why := self._without_copy(known, there):
+                self.left.append(f"{one.at}: {why}")
             else:
                 yield one
         self.left += [what for _, what in self.sources.odd]
 
-    def _has_copy(self, dest: str, there: dict[str, bool]) -> bool:
+    def _without_copy(self, known: Copied, there: dict[str, bool]) -> str:
+        """Why the copy is not the one that we made; "" when it is."""
         if not there:
             self.book.do("delete from there")
             rows = ((one.key, one.size, one.version) for one in self.target.list())
             self.book.many("insert or replace into there values (?, ?, ?)", rows)
             there["listed"] = True
-        return self.book.one("select 1 from there where dest = ?", dest) is not None
+        found = self.book.one("select size, version from there where dest = ?", known.dest)
+        if found is None:
+            return "its copy is not there any more"
+        return "" if found == (known.size, known.placed) else "its copy was written since"
 
 
 def _remove_empty(folder: Path, base: Path) -> None:
