@@ -174,6 +174,19 @@ main()
     assert (done.returncode, done.stdout[:12]) == (0, "All 12 runs ")
 
 
+def test_what_libraries_do_at_the_end_does_not_change_how_a_command_ended():
+    program = (
+        "import atexit, os, sys; sys.argv = ['mlmigrate', *sys.argv[1:]]\n"
+        "atexit.register(os.abort)\n"
+        "from mlmigrate.cli import main\n"
+        "main()\n"
+    )
+    for arguments, code in ((["adapters"], 0), (["list", "there-is-none"], 10)):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert done.stdout + done.stderr
+
+
 def test_no_command_loads_pandas(tmp_path):
     program = (
         "import sys; sys.argv = ['mlmigrate', 'export', *sys.argv[1:]]\n"
