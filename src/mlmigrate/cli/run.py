@@ -42,7 +42,8 @@ def _leave(code: int) -> None:
     """The end, with nothing taken apart that has no more to say.
 
     Threads of Arrow's may be ending themselves now. Where its C++ destructors meet one, they abort the process, though
-    all is done and written: one command of a hundred on a busy machine ("terminate called without an active exception").
+    all is done and written: one command of a hundred on a busy machine ("terminate called without an active
+    exception").
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
