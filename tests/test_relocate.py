@@ -5,9 +5,12 @@ import sqlite3
 
 import pytest
 
+import memory_estate
 from memory_estate import MemoryEstate, Move, files_below
-from mlmigrate.errors import BadData, Conflict, LedgerInUse, NotFound, Stopped, Unavailable
+from mlmigrate.address import Address
+from mlmigrate.errors import BadData, Conflict, LedgerInUse, NotFound, Stopped, Unavailable, UsageError
 from mlmigrate.relocate import told
+from mlmigrate.relocate.job import Wish
 from mlmigrate.relocate.ledger import Ledger
 from mlmigrate.storage.folder import FolderObjects
 
@@ -330,6 +333,16 @@ class TestBehindAProxy:
         with pytest.raises(Conflict, match="not known"):
             move(from_=str(tmp_path / "mlartifacts"), delete_source=True)
         assert files_below(tmp_path / "mlartifacts") == {"1/a/artifacts/x": b"x"}
+
+
+def test_where_mlflow_lacks_a_package_files_are_read_without_it(move, monkeypatch):
+    def lacking(self, uri, to):
+        raise UsageError("MLflow lacks a package for that store")
+
+    monkeypatch.setattr(memory_estate.Reader, "of_uri", lacking)
+    done = move()
+    assert (told.code(done), done.checked.files, done.checked.directly) == (0, 4, 4)
+    assert any("lacks a package" in line for line in told.lines(done, Wish(Address("mlflow", "memory"), str(move.to))))
 
 
 class TestDeletingTheOldFiles:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlmigrate.adapters.estate import Downloads
-from mlmigrate.errors import MigrateError, NotFound
+from mlmigrate.errors import MigrateError, NotFound, UsageError
 from mlmigrate.model import Finding
 from mlmigrate.relocate import places
 from mlmigrate.relocate.ledger import Copied, Ledger, Owner
@@ -32,6 +32,7 @@ class Checked:
     of: int = 0
     size: int = 0
     directly: int = 0  # whose names MLflow's client corrupts: read without it
+    lacking: bool = False  # whether MLflow's client lacks a package for the store, so that some were read without it
     changed: int = 0  # written at the new place since: their owners' business
     values: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Checker:
             done.files += 1
             done.size += outcome.size
             done.directly += outcome.directly
+            done.lacking |= outcome.lacking
             done.changed += outcome.changed
             if outcome.finding is not None:
                 done.findings.append(outcome.finding)
@@ -95,7 +97,11 @@ class Checker:
             return Outcome()
         rest = one.dest[len(owner.dest) + 1 :] if owner.dest else one.dest
         try:
-            file = self._downloaded(owner, rest, one, folder)
+            file, lacking = None, False
+            try:
+                file = self._downloaded(owner, rest, one, folder)
+            except UsageError:  # a store that MLflow needs a package for, which is not here: we do not
+                lacking = True
             try:
                 size, equal = self._compared(one, owner, file)
             finally:
@@ -103,7 +109,7 @@ class Checker:
         except MigrateError as error:
             return self._unread(one, owner, rest, error)
         if equal:
-            return Outcome(size, directly=int(file is None))
+            return Outcome(size, directly=int(file is None), lacking=lacking)
         there = self._there(one)
         if there is not None and there.version != one.placed:
             return Outcome(size, changed=1)
@@ -172,6 +178,7 @@ class Outcome:
 
     size: int = 0
     directly: int = 0
+    lacking: bool = False
     changed: int = 0
     finding: Finding | None = None
 

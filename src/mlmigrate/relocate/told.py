@@ -123,6 +123,8 @@ def _checked(done: Done, most: int) -> Iterator[str]:
 
 
 def _why_directly(done: Done) -> str:
+    if done.checked is not None and done.checked.lacking:
+        return "it lacks a package for that store"
     proxied = "--server leads through the server that they lie behind"
     return proxied if done.proxied else "it corrupts their names"
 

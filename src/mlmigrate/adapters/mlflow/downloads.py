@@ -112,8 +112,11 @@ def _answer(line: str) -> dict[str, Any]:
 
 
 def _error(answer: Mapping[str, Any]) -> MigrateError:
+    said = str(answer.get("error", ""))
+    if said.startswith(("ModuleNotFoundError", "ImportError")):
+        return UsageError(f"MLflow lacks a package for that store: {said}")
     kind = NotFound if answer.get("missing") else MigrateError
-    return kind(f"MLflow could not download it: {answer.get('error', '')}")
+    return kind(f"MLflow could not download it: {said}")
 
 
 def serve(questions: IO[str], answers: IO[str], server: str) -> None:
