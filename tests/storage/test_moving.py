@@ -6,6 +6,8 @@ import itertools
 import os
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -463,3 +465,29 @@ class TestStopping:
         assert not begun.is_alive()
         for one in movers():
             one.join(5)
+
+
+class Silent(FolderObjects):
+    """A store that copies by itself and says nothing of the bytes, as some that encrypt."""
+
+    wrong = ""
+
+    def copy(self, source, key, to, size, version=""):
+        stored = super().copy(source, key, to, size, version)
+        if key == self.wrong:
+            (Path(self.url) / to).write_bytes(b"x" * size)
+        return replace(stored, digest="")
+
+
+def test_a_copy_that_its_store_cannot_prove_is_proven_by_reading(tmp_path):
+    (tmp_path / "here").mkdir()
+    for name in ("good", "bad"):
+        (tmp_path / "here" / name).write_bytes(name.encode())
+    here, there = Silent.of(str(tmp_path / "here")), Silent.of(str(tmp_path / "there"))
+    here.local = there.local = None
+    there.wrong = "bad"
+    tasks = [Task(here, one.key, one.size, one.version, one.key) for one in here.list()]
+    good, bad = sorted(Mover(there).move(tasks), key=lambda one: isinstance(one, Failed))
+    assert good.digest == "sha256:" + hashlib.sha256(b"good").hexdigest()
+    assert (bad.task.key, type(bad.error)) == ("bad", Damaged)
+    assert not (tmp_path / "there" / "bad").exists()
