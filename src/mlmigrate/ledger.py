@@ -173,15 +173,8 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with explained(None):
-            self._db.execute("begin immediate")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("rollback")
-                raise
-            self._db.execute("commit")
+        with explained(None), transaction(self._db):
+            yield
 
 
 def default_file(source: Address, target: Address) -> Path:
@@ -307,6 +300,19 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
             yield db
         finally:
             db.close()
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All that is written meanwhile, or nothing of it."""
+    db.execute("begin immediate")
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:
+            db.execute("rollback")
+        raise
+    db.execute("commit")
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def expected(kit, version):
 def _dead_writers_are_followed_at_once(monkeypatch):
     """In these tests the one that was killed has our pid."""
     monkeypatch.setattr("mlmigrate.archive.lease.STALE", -1.0)
-    monkeypatch.setattr("mlmigrate.storage.folder._sync_folders", lambda *_: None)
+    monkeypatch.setattr("mlmigrate.storage.folder.sync_folders", lambda *_: None)
 
 
 ERRORS = {

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from mlmigrate.adapters.estate import Cell, Edit
 from mlmigrate.errors import LedgerInUse
-from mlmigrate.ledger import explained, locked, state_folder
+from mlmigrate.ledger import explained, locked, state_folder, transaction
 from mlmigrate.relocate.places import old_place
 
 BATCH = 500  # copies that a kill may make us prove again
@@ -228,14 +228,8 @@ class Ledger:
             if self._db.in_transaction:
                 yield
                 return
-            self._db.execute("begin immediate")
-            try:
+            with transaction(self._db):
                 yield
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("rollback")
-                raise
-            self._db.execute("commit")
 
     # what the store says
 

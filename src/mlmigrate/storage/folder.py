@@ -34,7 +34,7 @@ from urllib.request import url2pathname
 
 from mlmigrate.address import hide_secrets
 from mlmigrate.errors import NotFound, Unavailable, UsageError
-from mlmigrate.storage.local import _link, _sync_folders
+from mlmigrate.storage.local import link, sync_folders
 from mlmigrate.storage.objects import (
     CHUNK,
     PART,
@@ -287,12 +287,12 @@ class FolderObjects:
                 self._plain.clear()
             self._folder(key.rpartition("/")[0])
             self._renamed(part, final, key, create=create)
-        _sync_folders([Path(final).parent])
+        sync_folders([Path(final).parent])
 
     def _renamed(self, part: str, final: str, key: str, *, create: bool) -> None:
         if not create:
             os.replace(part, final)
-        elif not _link(Path(part), Path(final)):
+        elif not link(Path(part), Path(final)):
             raise Exists(f"{self._show(key)} is there already.")
         else:
             with suppress(FileNotFoundError):  # where there are no links it was renamed
@@ -312,7 +312,7 @@ class FolderObjects:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 raise BadKey(f"{self._show(folder)} is no folder, so no file can lie in it.") from None
         else:
-            _sync_folders([Path(path).parent])
+            sync_folders([Path(path).parent])
         self._plain.add(folder)
 
     def _check_case(self, key: str) -> None:

@@ -103,10 +103,10 @@ class LocalStorage:
             try:
                 _write(part, data)
                 self._folder(final.parent)
-                created = _link(part, final)
+                created = link(part, final)
             finally:
                 part.unlink(missing_ok=True)
-            _sync_folders({final.parent})
+            sync_folders({final.parent})
         return created
 
     @contextmanager
@@ -172,7 +172,7 @@ class LocalStorage:
                 return
             for path in paths:
                 _sync(path)
-            _sync_folders({path.parent for path in paths} | {path.parent.parent for path in paths})
+            sync_folders({path.parent for path in paths} | {path.parent.parent for path in paths})
 
     def _path(self, name: str) -> Path:
         return self.root / clean(name)
@@ -250,7 +250,7 @@ def _write(file: Path, data: bytes) -> None:
         os.fsync(out.fileno())
 
 
-def _link(part: Path, final: Path) -> bool:
+def link(part: Path, final: Path) -> bool:
     """Gives the whole file its name, unless another has it."""
     try:
         os.link(part, final)
@@ -281,7 +281,8 @@ def _sync_filesystem(root: Path) -> bool:
         os.close(folder)
 
 
-def _sync_folders(folders: Iterable[Path]) -> None:
+def sync_folders(folders: Iterable[Path]) -> None:
+    """When this returns, the names in these folders outlast a power cut."""
     if os.name != "nt":  # Windows cannot open folders, and writes their entries itself
         for folder in folders:
             _sync(folder)

@@ -150,12 +150,14 @@ class Multipart:
 def copied(source: S3Objects, key: str, target: S3Objects, to: str, size: int, version: str) -> Stored:
     """A copy made by the store. Its etag, or else its checksum, must be the source's; else Stored.digest is empty."""
     at, full = source.full(key), target.writable(to)
+    made = False
     if version and "-" not in version and size <= LARGEST_COPY:
         quick = _Copying(source.bucket, at, target, full, to, {"ETag": f'"{version}"'}).whole()
         if quick["ETag"].strip('"') == version:  # one request, and it proves itself
             checksum = quick.get("ChecksumSHA256")
             digest = digest_text(base64.b64decode(checksum)) if checksum else f"etag:{version}"
             return Stored(to, size, version, 0.0, digest)
+        made = True  # the etags of an encrypted copy tell nothing
     target.throttle.request()
     with target.explained(to):
         found = target.client.head_object(
@@ -171,7 +173,7 @@ def copied(source: S3Objects, key: str, target: S3Objects, to: str, size: int, v
     in_parts = "-" in etag
     if int(found["ContentLength"]) > LARGEST_COPY or in_parts:
         copying.in_parts(source.part_length(at) if in_parts else 0)
-    else:
+    elif not made:
         copying.whole()
     return _proven(target, to, size, etag, source.digest_in(key, size, etag, found))
 
