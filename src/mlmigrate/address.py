@@ -17,6 +17,7 @@ from mlmigrate.errors import UsageError
 OBJECT_STORES = ("s3", "gs", "az")
 STORE_SCHEMES = (*OBJECT_STORES, "s3a", "abfss", "wasbs")
 _SERVER = re.compile(r"(?i)https?://|databricks\b|uc:")
+_FOLDER = re.compile(r"[./~]")  # how paths begin
 _KIND = re.compile(r"^([A-Za-z][A-Za-z0-9_+-]+):(.*)$", re.DOTALL)
 # greedy: a password may hold "@" and "/"; what stands before Azure's "@" is a container, and no secret
 _USERINFO = re.compile(r"(?<=://)(?!(?<=wasbs://|abfss://)[a-z0-9$-]+@[a-z0-9]+\.)(?!/)\S*@")
@@ -52,6 +53,7 @@ class Address:
         if self.many:
             return any(one.far for one in self.many)
         server = self.kind == "mlflow" and _SERVER.match(self.place) is not None
+        server = server or (self.kind == "wandb" and _FOLDER.match(self.place) is None)
         return server or (self.kind == "archive" and in_store(self.place))
 
     def __str__(self) -> str:

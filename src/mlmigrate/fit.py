@@ -263,7 +263,7 @@ def fit_key(key: str, limits: Limits) -> str:
 def _fits(key: str, limits: Limits) -> bool:
     if limits.key_chars is not None and not _allowed(limits.key_chars).fullmatch(key):
         return False
-    if limits.key_paths and not _clean_path(key):
+    if (limits.key_paths and not _clean_path(key)) or key in limits.key_words:
         return False
     return limits.key_length is None or len(key) <= limits.key_length
 

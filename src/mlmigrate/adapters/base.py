@@ -39,6 +39,7 @@ T = TypeVar("T")
 IDENTITIES = (
     ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"),
     (
         "AZURE_STORAGE_CONNECTION_STRING",
         "AZURE_STORAGE_ACCOUNT",
@@ -78,6 +79,7 @@ class Settings:
     part_size        bytes of the parts of large files; 0: as storage.objects.part_size says
     on_conflict      what happens to an experiment or a registered model whose name a target has already, from
                      somebody else: "merge" into it, "rename" ours, or "fail"
+    options          choices for single trackers, ("wandb.params", "typed"), from a mapping file
     """
 
     artifacts_to: str = ""
@@ -87,6 +89,7 @@ class Settings:
     bwlimit: int = 0
     tpslimit: float = 0.0
     part_size: int = 0
+    options: tuple[tuple[str, str | bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,7 @@ class Limits:
 
     key_chars          the inside of a regular expression's character class that keys are made of
     key_paths          keys must be clean relative paths (no "..", "//", leading or trailing "/")
+    key_words          keys that mean something else there
     experiment_folder  experiments are named by absolute paths; others are put below this one
     infinities         False: the infinities become +-1.7976931348623157e308
     distinct_points    True: points equal in all but log order are one
@@ -185,6 +189,7 @@ class Limits:
     key_chars: str | None = None
     key_length: int | None = None
     key_paths: bool = False
+    key_words: frozenset[str] = frozenset()
     param_length: int | None = None
     tag_length: int | None = None
     experiment_tag_length: int | None = None

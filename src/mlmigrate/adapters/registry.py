@@ -25,6 +25,7 @@ BUILT_IN = {
     "memory": "mlmigrate.adapters.memory",
     "merged": "mlmigrate.adapters.merged",
     "mlflow": "mlmigrate.adapters.mlflow",
+    "wandb": "mlmigrate.adapters.wandb",
 }
 GROUP = "mlmigrate.adapters"
 
