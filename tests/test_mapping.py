@@ -1,9 +1,10 @@
 """What a mapping file says is what becomes of names and values."""
 
+import io
 import json
 import pickle
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlmigrate import mapping
+from mlmigrate.adapters.base import Settings
+from mlmigrate.adapters.wandb import options
 from mlmigrate.errors import UsageError
 from mlmigrate.mapping import Mapping, load
-from mlmigrate.model import DatasetInput, Experiment, Loss, Record, Run, points
+from mlmigrate.model import Artifact, DatasetInput, Experiment, Loss, Record, Run, points
 
 AWS = "AKIA" + "Q" * 16
 
@@ -348,9 +351,62 @@ class TestMistakes:
         assert refused.value.hint == "Presets: scrub-secrets"
 
 
+class TestChoices:
+    def test_choices_reach_the_adapters_and_later_files_win(self, mapped):
+        rules = mapped('[wandb]\nparams = "text"\nmodels = true', '[wandb]\nparams = "typed"')
+        assert dict(rules.choices) == {"wandb.params": "typed", "wandb.models": True}
+        assert rules.empty
+        assert rules.recipe not in ("", mapped('[wandb]\nparams = "typed"').recipe)
+
+    def test_a_choice_is_a_text_or_a_truth_value(self, mapped):
+        assert refusal(mapped, "[wandb]\nparams = 3") == (
+            'm0.toml, line 2: [wandb] "params" must be a text, true or false, not 3.'
+        )
+
+    @pytest.mark.parametrize(
+        ("choice", "said"),
+        [
+            (("wandb.parms", "text"), "[wandb] has no option 'parms'."),
+            (("wandb.params", "both"), '[wandb] params must be "typed" or "text", not \'both\'.'),
+            (("wandb.models", "yes"), "[wandb] models must be bool, not 'yes'."),
+            (("wandb.nested", True), "[wandb] nested must be str, not True."),
+        ],
+    )
+    def test_a_choice_that_there_is_not_is_told(self, choice, said):
+        with pytest.raises(UsageError) as refused:
+            options.options(Settings(options=(choice,)))
+        assert refused.value.message == said
+
+
+class TestFilesOfValues:
+    SECRET = "[redact.names]\n'(?i)token' = \"[gone]\""
+
+    def given(self, path, data, values=True):
+        return Artifact("r", path, lambda: io.BytesIO(data), len(data), "digest", values=values)
+
+    def text(self, artifact):
+        with artifact.open() as stream:
+            return stream.read()
+
+    def test_what_redacts_params_redacts_the_json_made_of_them(self, mapped):
+        found, losses = mapped(self.SECRET).artifact(self.given("wandb/run.json", b'{"config": {"api_token": "x"}}'))
+        assert self.text(found) == self.text(found) == b'{"config":{"api_token":"[gone]"}}'
+        assert (found.size, found.sha256) == (len(self.text(found)), None)
+        assert losses == [Loss("r", "artifact 'wandb/run.json'", "redacted by the mapping")]
+
+    def test_json_lines_are_redacted_line_by_line(self, mapped):
+        data = b'{"key": "token", "value": "x"}\n{"key": "a", "value": "y"}\n'
+        found, _ = mapped(self.SECRET).artifact(self.given("wandb/history.jsonl", data))
+        assert self.text(found) == b'{"key":"token","value":"[gone]"}\n{"key": "a", "value": "y"}\n'
+
+    def test_a_users_file_and_one_without_secrets_stay_as_they_are(self, mapped):
+        for one in (self.given("a.json", b'{"token": "x"}', values=False), self.given("a.json", b'{"a": "x"}')):
+            assert mapped(self.SECRET).artifact(one) == (one, [])
+
+
 class TestPresets:
     def test_there_are_these(self):
-        assert sorted(mapping.presets()) == ["mlflow-to-mlflow", "scrub-secrets"]
+        assert sorted(mapping.presets()) == ["mlflow-to-mlflow", "mlflow-to-wandb", "scrub-secrets", "wandb-to-mlflow"]
 
     @pytest.mark.parametrize(
         "name",
@@ -408,6 +464,21 @@ class TestPresets:
     def test_scrub_secrets_knows_the_shapes_of_secrets(self, value, scrubbed):
         run, _ = load([Path("scrub-secrets")]).run(Run("r", "0", params={"p": value}))
         assert run.params == {"p": scrubbed}
+
+    @pytest.mark.parametrize("name", ["mlflow-to-wandb", "wandb-to-mlflow"])
+    def test_the_presets_of_wandb_say_the_defaults_and_every_choice_of_their_direction(self, name):
+        rules = load([Path(name)])
+        assert rules.empty
+        assert options.options(Settings(options=rules.choices)) == options.Options()
+        said = {choice.removeprefix("wandb.") for choice, _ in rules.choices}
+        given = {"params", "nested", "labels", "group", "job_type", "run_files"}
+        assert said == (given if name == "mlflow-to-wandb" else {f.name for f in fields(options.Options)} - given)
+
+    @pytest.mark.parametrize("name", ["mlflow-to-wandb", "wandb-to-mlflow"])
+    def test_the_commented_rules_of_the_presets_are_rules(self, name, mapped):
+        lines = mapping.presets()[name].read_text("utf-8").splitlines()
+        text = "\n".join(line.removeprefix("# ") if line.startswith('# "') else line for line in lines)
+        assert len(mapped(text).rules()) >= 5
 
     def test_the_template_shows_every_section_and_each_rule_works(self):
         rules = load([Path("mlflow-to-mlflow")])

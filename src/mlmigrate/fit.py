@@ -187,16 +187,18 @@ def fit_record(record: Record, limits: Limits) -> FittedRecord:
         return FittedRecord(None, {(f"{record.kind} {record.id!r}", because): 1})
     changes = holding.changes if holding is not None else ()
     refuses = holding.refuses if holding is not None else ()
+    changed: Counter[tuple[str, str]] = Counter()
+    if holding is not None and holding.how == "record" and holding.because:  # kept, but not as what it is
+        changed[record.kind, holding.because] = 1
     if not changes and not refuses and not limits.column_lengths:
-        return FittedRecord(record)
+        return FittedRecord(record, changed)
     rows = msgspec.json.decode(record.body)
     if not _is_rows(rows):
-        return FittedRecord(record)
+        return FittedRecord(record, changed)
     for refusal in refuses:
         table, _, column = refusal.part.partition(".")
         if any(row.get(column) in refusal.only for row in rows.get(table, ())):
             return FittedRecord(None, {(f"{record.kind} {record.id!r}", refusal.because): 1})
-    changed: Counter[tuple[str, str]] = Counter()
     for change in changes:
         _apply(change, rows, changed)
     _cut_columns(rows, _by_table(limits.column_lengths), changed)

@@ -7,6 +7,7 @@
     [tags]         origin = "old server"            added to every run
     [redact.names]   '(?i)password' = "[redacted]"  the whole value of what has such a name; false: not carried
     [redact.values]  'AKIA[A-Z]+'   = "[redacted]"   what is found in any text of a run
+    [wandb]        params = "text"                  a choice that one tracker offers, which its adapter knows
 
 In names `*` is some text without "/", `**` is some text, and {n} on the right is the text of the n-th of them ({0}: the
 whole name).  In [redact] they are regular expressions and their groups.  The first rule that meets a name decides:
@@ -17,28 +18,33 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 import tomllib
 from collections import abc
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.errors import UsageError
-from mlmigrate.model import OURS, DatasetInput, Experiment, Loss, Record, Run, Value
+from mlmigrate.model import OURS, Artifact, DatasetInput, Experiment, Loss, Record, Run, Value
 
 GLOBS = ("experiments", "keys", "tag_keys", "users")
 EXPRESSIONS = ("redact.names", "redact.values")
 SECTIONS = (*GLOBS, "tags", *EXPRESSIONS)
+CHOICES = ("wandb",)  # sections of what a person may choose for one tracker
 USER_TAG = "mlflow.user"  # MLflow keeps the user twice
 
 _WILDCARD = re.compile(r"\\(.)|(\*\*)|(\*)|([^*\\]+|\\)", re.DOTALL)
 _GROUP = re.compile(r"\{(\d+)\}")
+_IN_MEMORY = 1 << 20  # bytes of a redacted file
 _PRESET = re.compile(r"[\w-]+")
 _WANTED = {
     **dict.fromkeys(GLOBS, "a name or false"),
@@ -89,9 +95,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Rules, in the order in which they are asked; an empty one changes nothing."""
+    """Rules, in the order in which they are asked; an empty one changes nothing.
+
+    choices  ("wandb.params", "text"): for the adapters, which know what they mean
+    """
 
     ordered: tuple[Rule, ...] = ()
+    choices: tuple[tuple[str, str | bool], ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -100,10 +110,11 @@ class Mapping:
 
     @property
     def recipe(self) -> str:
-        """A short name of all rules together, the same for the same rules; "" when there are none."""
-        if self.empty:
+        """A short name of all rules and choices together, the same for the same ones; "" when there are none."""
+        if self.empty and not self.choices:
             return ""
         said = repr([(rule.section, rule.name, rule.to) for rule in self.ordered])
+        said += repr(sorted(self.choices)) if self.choices else ""
         return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     def experiment(self, experiment: Experiment) -> Experiment | None:
@@ -141,6 +152,30 @@ class Mapping:
         if body == record.body:
             return record, []
         return replace(record, body=body), [Loss(record.owner, f"{record.kind} {record.id!r}", _REDACTED)]
+
+    def artifact(self, artifact: Artifact) -> tuple[Artifact, list[Loss]]:
+        """A file that was made of a run's values, with those redacted; any other file stays."""
+        if not artifact.values or not any(rule.section in EXPRESSIONS for rule in self.ordered):
+            return artifact, []
+        by_line, changed = artifact.path.endswith("l"), False
+        redacted = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115  the artifact is opened from it
+        with artifact.open() as stream:
+            for text in stream if by_line else (stream.read(),):
+                given = text.decode("utf-8", "surrogatepass").removesuffix("\n" if by_line else "")
+                body = self._body(given)
+                changed |= body != given
+                redacted.write((body + "\n" * by_line).encode("utf-8", "surrogatepass"))
+        if not changed:
+            return artifact, []
+        size = redacted.tell()
+
+        @contextmanager
+        def opened() -> Iterator[BinaryIO]:
+            redacted.seek(0)
+            yield redacted
+
+        made = replace(artifact, open=opened, size=size, sha256=None, spot=None)
+        return made, [Loss(artifact.owner, f"artifact {artifact.path!r}", _REDACTED)]
 
     def key(self, name: str) -> str | None:
         """What a metric or param is called; None when it is not carried."""
@@ -322,10 +357,13 @@ def load(paths: Sequence[Path]) -> Mapping:
     Raises UsageError, with the file, the line and the rule.
     """
     ordered: dict[tuple[str, str], Rule] = {}
+    choices: dict[str, str | bool] = {}
     for path in reversed(paths):
-        for rule in sorted(_File.read(path).rules(), key=_patterned):
+        file = _File.read(path)
+        for rule in sorted(file.rules(), key=_patterned):
             ordered.setdefault((rule.section, rule.name), rule)
-    return Mapping(tuple(ordered.values()))
+        choices = file.choices() | choices
+    return Mapping(tuple(ordered.values()), tuple(choices.items()))
 
 
 def presets() -> dict[str, Path]:
@@ -359,10 +397,23 @@ class _File:
     def rules(self) -> list[Rule]:
         return [self._rule(section, name, to) for section, table in self._sections() for name, to in table.items()]
 
+    def choices(self) -> dict[str, str | bool]:
+        """What is chosen for single trackers."""
+        found: dict[str, str | bool] = {}
+        for section in CHOICES:
+            table = self.tables.get(section, {})
+            for name, value in table.items() if isinstance(table, dict) else ():
+                if not isinstance(value, str | bool):
+                    raise self._error(section, name, f"must be a text, true or false, not {_shown(value)}")
+                found[f"{section}.{name}"] = value
+        return found
+
     def _sections(self) -> Iterator[tuple[str, dict[str, object]]]:
         for section, table in self.tables.items():
             if not isinstance(table, dict):
                 raise self._error("", section, "stands in no section")
+            if section in CHOICES:
+                continue
             if section != "redact":
                 yield self._known(section, SECTIONS), table
                 continue

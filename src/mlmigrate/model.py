@@ -174,6 +174,8 @@ class Artifact:
     `open` gives the bytes from the start each time it is called; `spot` is where they lie, when that is known.
     Who takes them from the spot itself calls `told(at, length)` for bytes that have passed, so that a bar moves;
     what is read from `open` is told already, and nothing counts twice.
+    `values`: no file of the user's, but JSON (lines, where the path ends in "l") that we made of the run's own values,
+    so that what redacts those redacts it too.
     """
 
     owner: str
@@ -183,6 +185,7 @@ class Artifact:
     sha256: str | None = None
     spot: Spot | None = field(default=None, compare=False)
     told: Callable[[int, int], object] | None = field(default=None, compare=False, repr=False)
+    values: bool = False
 
 
 @dataclass(frozen=True, slots=True)

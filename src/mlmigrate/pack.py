@@ -204,8 +204,10 @@ class Contents:
             for cut in self._overflow:
                 self._losses.append(Loss(cut.owner, f"artifact {cut.path!r}", "artifacts are not carried"))
             return
-        for artifact in self._reading.artifacts():
-            if self._fits(artifact):
+        for given in self._reading.artifacts():
+            if self._fits(given):
+                artifact, redacted = self._recipe.mapping.artifact(given)
+                self._losses += redacted
                 yield self._counted(artifact)
         yield from map(self._counted, self._overflow)
 

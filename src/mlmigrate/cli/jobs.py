@@ -31,6 +31,7 @@ def job_of(places: Sequence[str], chosen: Chosen) -> Job:
     source = address.merge(tuple(sources))
     if source.text == target.text:
         raise UsageError(f"SOURCE and TARGET are the same place: {source.shown}")
+    rules = mapping.load(chosen.mapping)
     settings = Settings(
         artifacts_to=chosen.artifacts_to or ("keep" if is_database(source) and is_database(target) else ""),
         artifacts_at=chosen.artifacts_at,
@@ -39,12 +40,13 @@ def job_of(places: Sequence[str], chosen: Chosen) -> Job:
         bwlimit=chosen.bwlimit,
         tpslimit=chosen.tpslimit,
         part_size=chosen.part_size,
+        options=rules.choices,
     )
     return Job(
         source,
         target,
         selection=selection_of(chosen),
-        mapping=mapping.load(chosen.mapping),
+        mapping=rules,
         source_settings=settings,
         target_settings=settings,
         tries=chosen.retries,
