@@ -15,9 +15,13 @@ Out of W&B, in any other tracker: the files wandb/ among a run's artifacts:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import base64
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+import msgspec
 
 KEY = "mlmigrate"  # of the config
 STEP, TIME = "mlflow/step", "mlflow/time"  # columns of rows: a point's own step; its time in ms where seconds lose it
@@ -41,12 +45,16 @@ class Provenance:
     generation  1; more where a run of that id was deleted, or its history spoiled
     native      the run was W&B's before: its config, steps and rows are its own
     name        the name in the source, where the display name is another
+    typed       params are of the types that the config has; else each is the text of what the config has
     params      those that reading the config would not give as they were: their text, or None: not a param
+    types       of params whose type is not as `typed` says: "text", "int", "float", "bool", "datetime", "set", "null"
     order       names of params where they are not as the config has them: config key -> name in the source
     tags        all of them
     experiment  name of the experiment; `experiment_id` in the source
-    trees       names of W&B artifacts that it logged -> the folder of the run's artifacts that they hold ("": all)
-    files       paths of artifacts that are files of the run page, under the same path
+    trees       names of W&B artifacts that it logged -> the folder of the run's artifacts that they hold ("": all);
+                "name:digest" where it logged several versions of one name (digest: that of the manifest)
+    files       paths of artifacts that are files of the run page, under the same path; those in wandb/files/ of a
+                native run lie there without that folder
     rows, events  how many lines were written
     estate      of kind "experiment": its {id, name, tags, created, updated, deleted, artifact_root, origin}
     """
@@ -69,7 +77,9 @@ class Provenance:
     deleted: bool = False
     deleted_at: int | None = None
     artifact_uri: str = ""
+    typed: bool = False
     params: Mapping[str, str | None] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
     order: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     system: Mapping[str, str] = field(default_factory=dict)
@@ -79,3 +89,54 @@ class Provenance:
     rows: int = 0
     events: int = 0
     estate: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DEFAULTS: Mapping[str, Any] = msgspec.to_builtins(Provenance())
+_HARD = "$base64:"  # how a text begins that JSON (or a database behind it) cannot hold; the rest is its bytes
+_UNSAFE = re.compile("[\ud800-\udfff\0]")
+
+
+def as_config(provenance: Provenance) -> dict[str, Any]:
+    """What stands in the config: what is as always is left out, and every text is one that JSON can hold."""
+    plain = {one.name: getattr(provenance, one.name) for one in fields(provenance)}
+    told: dict[str, Any] = _each(plain, _safe)
+    kept = ("version", "kind", "origin", "generation")
+    return {name: value for name, value in told.items() if name in kept or value != _DEFAULTS[name]}
+
+
+def of_config(told: object) -> Provenance | None:
+    """The reverse; None for what is no provenance of ours. Names of a later version are passed over."""
+    if not isinstance(told, Mapping):
+        return None
+    known = {one.name for one in fields(Provenance)}
+    plain = {name: value for name, value in _each(told, _unsafe).items() if name in known}
+    try:
+        return msgspec.convert(plain, Provenance)
+    except msgspec.ValidationError:
+        return None
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401  any JSON
+    """The value with every text in it changed; tuples become lists."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(name): _each(one, change) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each(one, change) for one in value]
+    return value
+
+
+def _safe(text: str) -> str:
+    if not text.startswith(_HARD) and not _UNSAFE.search(text):
+        return text
+    return _HARD + base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
+
+
+def _unsafe(text: str) -> str:
+    if not text.startswith(_HARD):
+        return text
+    try:
+        return base64.b64decode(text.removeprefix(_HARD), validate=True).decode("utf-8", "surrogatepass")
+    except ValueError:  # nobody of ours wrote it
+        return text
