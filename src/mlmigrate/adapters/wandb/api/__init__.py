@@ -1,0 +1,1 @@
+"""One W&B server, asked directly: GraphQL, file_stream and signed URLs."""
