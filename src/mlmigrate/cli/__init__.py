@@ -35,6 +35,7 @@ A place is KIND:PLACE, PLACE being what that tracker itself calls it:
   mlflow:http://localhost:5000    a server
   mlflow:sqlite:///mlflow.db      a backend database, read directly
   mlflow:./mlruns                 a file store
+  wandb:entity/project            Weights & Biases; wandb:./wandb: its offline runs
   ./archive                       no kind: an archive
 """
 EXITS = """\b

@@ -14,6 +14,7 @@ from mlmigrate.cli.options import Chosen
         "Copy runs from SOURCE (or several) into TARGET. The same command again goes on where it stopped.",
         "copy mlflow:sqlite:///mlflow.db mlflow:postgresql://user@host/mlflow",
         "copy mlflow:./mlruns mlflow:http://localhost:5000",
+        "copy mlflow:http://localhost:5000 wandb:my-team",
         "copy --scan ~/projects mlflow:sqlite:///all.db",
         "copy mlflow:http://old:5000 mlflow:http://new:5000 -e 'vision*' --since 2026-01-01",
     ),

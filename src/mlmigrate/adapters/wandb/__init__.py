@@ -1,4 +1,4 @@
-"""Weights & Biases in its two shapes: a server (`api`), and folders that its SDK wrote offline (`offline`).
+"""Weights & Biases in its two shapes: a server (`api`), and folders of offline runs (`offline`).
 
 wandb:entity    wandb:entity/project    wandb:https://wandb.corp/entity/project    wandb:./wandb
 
