@@ -1,0 +1,305 @@
+"""A run of W&B's in our words: a WandbRun becomes a Run whose vocabulary is MLflow's.
+
+Config becomes params by this rule, which every version keeps:
+
+    1. A mapping that is not empty is opened; the names on the way to a value are joined by the separator ("." unless
+       a person chose another): {"a": {"b": 1}} is the param "a.b" = 1.
+    2. Texts, numbers, truth values and null are values, of their own types.  A list is its JSON text, a mapping that is
+       empty the text "{}".
+    3. Where several ways give one name ({"a": {"b": 1}, "a.b": 2}), the shortest way keeps it; of those of one length
+       the first by code points.  Every other is called name + "~" + 8 hex digits, a BLAKE2b of its way, and told.
+    4. The config key `mlmigrate` is ours and no param.
+
+How a config is nested, its order, and what is a list stand in wandb/run.json, exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import pyarrow as pa
+
+from mlmigrate.adapters.wandb.options import Options
+from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, KEY
+from mlmigrate.adapters.wandb.shape import Block, Version, WandbRun
+from mlmigrate.model import PARENT_TAG, DatasetInput, Loss, Run, Value, points
+
+SEPARATOR = "."
+DEEPEST = 100  # levels of nesting: JSON of more can neither be written nor read again by everybody
+NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as W&B's API says them
+STATUSES: Mapping[str, str] = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "crashed": "FAILED",
+    "killed": "KILLED",
+    "preempted": "KILLED",
+    "preempting": "RUNNING",
+    "running": "RUNNING",
+    "pending": "SCHEDULED",
+}
+EQUALS = frozenset(["finished", "failed", "killed", "running", "pending"])  # states that a status tells wholly
+ROW_WORDS = frozenset(["_step", "_timestamp", "_runtime", "_wandb"])  # keys of a summary that are no metrics
+
+Way = tuple[str, ...]
+
+
+def run_of(run: WandbRun, options: Options) -> tuple[Run, list[Loss]]:
+    """The run but for its points and files, and what does not come through as it was."""
+    params, collisions = params_of(run.config, options.separator)
+    start, end = times_of(run)
+    found = Run(
+        id=run.id,
+        experiment=experiment_id(run.entity, run.project),
+        name=run.name,
+        origin=origin_of(run),
+        status=STATUSES.get(run.state, "FINISHED"),
+        status_word="" if run.state in EQUALS else run.state,
+        start=start,
+        end=end,
+        user=run.user,
+        params=params,
+        tags=tags_of(run) | parent_of(run, options),
+        inputs=inputs_of(run),
+    )
+    because = "another param has that name"
+    return found, [
+        Loss(run.id, f"param {name!r}", f"called {other!r}: {because}") for other, name in collisions.items()
+    ]
+
+
+def params_of(config: Mapping[str, Any], separator: str = SEPARATOR) -> tuple[dict[str, Value], dict[str, str]]:
+    """Params by the rule above, in the order of the config; and of those renamed: name -> what it would have been."""
+    found = [(way, value) for way, value in _leaves(config) if way[0] != KEY]
+    names = _names([way for way, _ in found], separator)
+    params = {names[way]: _value(value) for way, value in found}
+    collisions = {names[way]: separator.join(way) for way, _ in found if names[way] != separator.join(way)}
+    return params, collisions
+
+
+def text_of(value: Value) -> str:
+    """A value as the text that MLflow would have made of it."""
+    return value if isinstance(value, str) else str(value)
+
+
+def shallow(value: Any, deepest: int = DEEPEST) -> tuple[Any, int]:  # noqa: ANN401  any JSON
+    """The value without what is nested deeper than that (null stands there), and how many such parts there were."""
+    cut = 0
+    root: list[Any] = [value]
+    waiting: list[tuple[Any, Any, int]] = [(root, 0, 0)]  # where a part stands, and how deep
+    while waiting:
+        holder, at, depth = waiting.pop()
+        part = holder[at]
+        if not isinstance(part, Mapping | list | tuple) or not part:
+            continue
+        if depth == deepest:
+            holder[at], cut = None, cut + 1
+            continue
+        copy: Any = {str(name): one for name, one in part.items()} if isinstance(part, Mapping) else list(part)
+        holder[at] = copy
+        waiting += [(copy, name, depth + 1) for name in (copy if isinstance(copy, dict) else range(len(copy)))]
+    return root[0], cut
+
+
+def bounded(run: WandbRun) -> tuple[WandbRun, list[Loss]]:
+    """The run with no value nested deeper than DEEPEST, and what was cut."""
+    losses, changed = [], {}
+    for name in ("config", "internal", "summary", "sweep_config", "metadata"):
+        value, cut = shallow(getattr(run, name))
+        if cut:
+            changed[name] = value
+            losses.append(Loss(run.id, name, f"{cut} parts nested deeper than {DEEPEST} levels were left behind"))
+    return (replace(run, **changed) if changed else run), losses
+
+
+def tags_of(run: WandbRun) -> dict[str, str]:
+    """What W&B tells beside config and history, as tags; those that say nothing are left out."""
+    told = {
+        "mlflow.note.content": run.notes,
+        "mlflow.user": run.user,
+        "mlflow.source.name": run.program,
+        "mlflow.source.git.commit": run.git_commit,
+        "mlflow.source.git.repoURL": run.git_remote,
+        "wandb.tags": json_text(list(run.tags)) if run.tags else "",
+        "wandb.group": run.group,
+        "wandb.job_type": run.job_type,
+        "wandb.sweep": run.sweep,
+        "wandb.host": run.host,
+        "wandb.state": "" if run.state in EQUALS else run.state,
+        "wandb.entity": run.entity,
+        "wandb.project": run.project,
+        "wandb.id": run.id,
+    }
+    return {name: text for name, text in told.items() if text}
+
+
+def times_of(run: WandbRun) -> tuple[int | None, int | None]:
+    """Start and end in ms: what the run says, else what follows from when it was made and how long it took."""
+    start = run.started if run.started is not None else run.created
+    end = run.ended
+    if end is None and start is not None and run.runtime is not None and math.isfinite(run.runtime):
+        end = start + round(run.runtime * 1000)
+    return start, None if STATUSES.get(run.state) in ("RUNNING", "SCHEDULED") else end
+
+
+def parent_of(run: WandbRun, options: Options) -> dict[str, str]:
+    """The tag that names its parent, where a sweep or a group is a run; a sweep comes before a group."""
+    if run.sweep and options.sweeps == "runs":
+        return {PARENT_TAG: sweep_run(run.sweep)}
+    if run.group and options.groups == "runs":
+        return {PARENT_TAG: group_run(run.entity, run.project, run.group)}
+    return {}
+
+
+def sweep_run(sweep: str) -> str:
+    """The id of the run that stands for a sweep."""
+    return f"sweep-{sweep}"
+
+
+def group_run(entity: str, project: str, group: str) -> str:
+    """The id of the run that stands for a group."""
+    return f"group-{digest(entity, project, group)}"
+
+
+def inputs_of(run: WandbRun) -> tuple[DatasetInput, ...]:
+    """The artifacts of type dataset that the run used, each once."""
+    found = {(one.name, one.digest): _input(one) for one in run.used if one.type == DATASET_TYPE}
+    return tuple(found.values())
+
+
+def experiment_id(entity: str, project: str) -> str:
+    """What a project is called among experiments. A run that names none is in "uncategorized", as W&B has it."""
+    return "/".join(part for part in (entity, project or "uncategorized") if part)
+
+
+def origin_of(run: WandbRun) -> str:
+    """What names the run the same wherever it is found again."""
+    return f"wandb:{experiment_id(run.entity, run.project)}/{run.id}"
+
+
+def digest(*parts: object, size: int = 4) -> str:
+    """A few hex digits that tell these parts from others."""
+    return hashlib.blake2b(json_text([str(part) for part in parts]).encode(), digest_size=size).hexdigest()
+
+
+def json_text(value: Any, *, in_order: bool = False) -> str:  # noqa: ANN401  any JSON
+    """JSON as people read it: letters of all alphabets as they are, but for halves of surrogate pairs.
+
+    `in_order`: the same text for the same value, in whatever order its names came.
+    """
+    text = json.dumps(value, ensure_ascii=False, sort_keys=in_order)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, sort_keys=in_order)
+    return text
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a history was seen to hold while it passed: for what its summary alone tells."""
+
+    keys: set[str] = field(default_factory=set)
+    step: int | None = None
+    time: float | None = None
+
+    def look(self, block: Block) -> None:
+        """Takes note of some more rows."""
+        self.keys.update(block.keys)
+        self.keys.update(other.key for other in block.others)
+        self.step, self.time = _last(block.step, self.step), _last(block.time, self.time)
+
+
+def summary_points(run: Run, summary: Mapping[str, Any], seen: Seen) -> pa.RecordBatch | None:
+    """Numbers that only the summary has, one point each: at the run's last step, and at its end; None for none.
+
+    Truth values are no numbers here. `run` is the neutral one: these are the same wherever it is told from.
+    """
+    found = {key: value for key, value in numbers_of(summary) if key not in seen.keys}
+    if not found:
+        return None
+    last, end = summary.get("_step"), run.end if run.end is not None else _ms(summary.get("_timestamp"), seen, run)
+    step = last if _is_int64(last) else seen.step or 0
+    n = len(found)
+    columns = {"run": [run.id] * n, "key": list(found), "step": [step] * n, "timestamp": [end] * n}
+    return points({**columns, "value": list(found.values())})
+
+
+def numbers_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a summary; nested names are joined by "." as in history, media are no numbers."""
+    for way, value in _leaves(summary, opens=lambda part: "_type" not in part):
+        number = NUMBERS.get(value, value) if isinstance(value, str) else value
+        if way[0] in ROW_WORDS or isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        try:
+            yield SEPARATOR.join(way), float(number)
+        except OverflowError:  # an integer beyond all floats
+            continue
+
+
+def _last(column: pa.Array, before: Any) -> Any:  # noqa: ANN401  int or float
+    there = column.drop_null()
+    return there[-1].as_py() if len(there) else before
+
+
+def _ms(seconds: object, seen: Seen, run: Run) -> int | None:
+    for one in (seconds, seen.time):
+        if isinstance(one, int | float) and math.isfinite(one) and abs(one) < 9e15:  # noqa: PLR2004  ms fit an int64
+            return math.floor(one * 1000)
+    return run.start
+
+
+def _is_int64(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
+def _input(version: Version) -> DatasetInput:
+    told = {name: getattr(version, name) for name in ("entity", "project", "name", "version", "digest")}
+    source = json_text({name: value for name, value in told.items() if value})
+    return DatasetInput(version.name, version.digest, "wandb", source)
+
+
+def _leaves(config: Mapping[str, Any], opens: Callable[[Mapping[str, Any]], bool] = bool) -> Iterator[tuple[Way, Any]]:
+    """(way, value) in the config's order; without recursion, for a config may be nested as deep as it likes."""
+    waiting: list[tuple[Way, Iterator[tuple[Any, Any]]]] = [((), iter(config.items()))]
+    while waiting:
+        way, items = waiting[-1]
+        for name, value in items:
+            if isinstance(value, Mapping) and value and opens(value) and len(way) < DEEPEST:
+                waiting.append(((*way, str(name)), iter(value.items())))
+                break
+            yield (*way, str(name)), value
+        else:
+            waiting.pop()
+
+
+def _names(ways: Iterable[Way], separator: str) -> dict[Way, str]:
+    """Each way's own name."""
+    claims: dict[str, list[Way]] = {}
+    for way in ways:
+        claims.setdefault(separator.join(way), []).append(way)
+    names: dict[Way, str] = {}
+    taken = set(claims)
+    for name, rivals in claims.items():
+        first, *others = sorted(rivals, key=lambda way: (len(way), way)) if len(rivals) > 1 else rivals
+        names[first] = name
+        for way in others:
+            names[way] = next(one for one in _others(name, way) if one not in taken)
+            taken.add(names[way])
+    return names
+
+
+def _others(name: str, way: Way) -> Iterator[str]:
+    yield f"{name}~{digest(*way)}"
+    yield from (f"{name}~{digest(*way, n)}" for n in count(1))
+
+
+def _value(value: Any) -> Value:  # noqa: ANN401  any JSON
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return json_text(shallow(value)[0]) if isinstance(value, Mapping | list | tuple) else str(value)
