@@ -99,7 +99,7 @@ class Graph:
         cause = error.original_error
         if isinstance(cause, Refused):
             return cause.status
-        if cause is None:  # variables that do not fit
+        if cause is None or isinstance(cause, GraphQLError):  # variables that do not fit
             return 400
         self.bugs.append("".join(traceback.format_exception(cause)))
         sys.stderr.write(self.bugs[-1])

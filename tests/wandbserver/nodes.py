@@ -669,6 +669,10 @@ class MembershipNode(Node):
         return self.it.index  # type: ignore[no-any-return]
 
     @property
+    def createdAt(self) -> str:
+        return self.it.created  # type: ignore[no-any-return]
+
+    @property
     def aliases(self) -> list[Any]:
         return [alias_node(self.world, self.it, alias) for alias in self.it.aliases]
 
@@ -687,12 +691,19 @@ class MembershipNode(Node):
 
 
 class ArtifactNode(Node):
-    ttlIsInherited = False
     commitHash = None
     digestAlgorithm = "MANIFEST_MD5"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.it, _ARTIFACT_NAMES.get(name, name))
+
+    @property
+    def ttlDurationSeconds(self) -> int:
+        return -1 if self.it.ttl is None else self.it.ttl  # -1: as its project has it
+
+    @property
+    def ttlIsInherited(self) -> bool:
+        return self.it.ttl in (None, -1)
 
     @property
     def artifactSequence(self) -> SequenceNode:
@@ -763,7 +774,6 @@ class ArtifactNode(Node):
 
 _ARTIFACT_NAMES = {
     "versionIndex": "index",
-    "ttlDurationSeconds": "ttl",
     "historyStep": "history_step",
     "createdAt": "created",
     "updatedAt": "updated",

@@ -189,6 +189,7 @@ class Membership:
     collection: Collection
     artifact: Artifact
     index: int
+    created: str
     aliases: list[str] = field(default_factory=list)
 
     @property

@@ -269,7 +269,7 @@ def _member(artifact: Artifact, collection: Collection) -> Membership:
         index = artifact.index if collection is artifact.sequence else collection.versions
         if collection is not artifact.sequence:
             collection.versions += 1
-        found = Membership(collection, artifact, index or 0)
+        found = Membership(collection, artifact, index or 0, now())
         artifact.members.append(found)
         collection.members.append(found)
     return found
