@@ -1,0 +1,354 @@
+"""A pack on its way into W&B, whichever way: runs, points, files and records come in, sheets go to a Delivery.
+
+    begin, points, put, keep      into a folder of its own; W&B hears nothing yet
+    commit                        the sheets, level by level: what others read, and parents, come first
+
+A pack holds many small runs or one large one: its bytes are on disk, and its points but for a few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlmigrate.adapters.wandb import index, names, trees
+from mlmigrate.adapters.wandb.natives import numbers_of
+from mlmigrate.adapters.wandb.options import Options
+from mlmigrate.adapters.wandb.outgoing import Facts, Home, outgoing, provenance_of
+from mlmigrate.adapters.wandb.provenance import FILES_TYPE, HISTORY_JSONL, KEY, RUN_JSON, as_config, of_config
+from mlmigrate.adapters.wandb.records import OWN, Collection, Records, stamp_of
+from mlmigrate.adapters.wandb.rows import Rows, Written
+from mlmigrate.adapters.wandb.shape import Block, Delivery, File, Opener, Sheet, WandbRun
+from mlmigrate.errors import BadData
+from mlmigrate.model import PARENT_TAG, POINTS, Artifact, Experiment, Loss, Record, Run, RunRef
+
+IN_MEMORY = 100_000  # points of a pack that wait in memory before they go to disk
+ROWS_IN_MEMORY = 250_000  # points of a run that are sorted without the disk
+LARGEST_INDEX = 512 << 20  # bytes of a wandb/run.json
+
+
+class Homes:
+    """Where each experiment lives: a project of its own, or all in one (`project`)."""
+
+    def __init__(self, entity: str, project: str = "") -> None:
+        self.entity, self.project = entity, project
+        self._experiments: dict[str, Experiment] = {"": Experiment("", "")}
+
+    def add(self, experiments: Sequence[Experiment]) -> None:
+        """Makes experiments known, by their ids in the source."""
+        self._experiments |= {one.id: one for one in experiments}
+
+    def of(self, experiment: str) -> Home:
+        """The home of the experiment of this id; "" is for what belongs to none."""
+        found = self._experiments[experiment]
+        own = names.project(found.name) if found.id else names.ESTATE
+        return Home(self.entity, self.project or own, found, shared=bool(self.project))
+
+
+def experiment_sheets(experiments: Sequence[Experiment], homes: Homes) -> list[Sheet]:
+    """A run for each experiment, that keeps what a project has no place for. Makes them known to `homes`."""
+    homes.add(experiments)
+    return [_experiment_sheet(one, homes.of(one.id)) for one in experiments]
+
+
+def _experiment_sheet(experiment: Experiment, home: Home) -> Sheet:
+    origin = f"experiment:{experiment.origin or experiment.id}"
+    told = provenance_of(experiment, origin)
+    run = WandbRun(
+        id=names.run_id(origin, origin),
+        entity=home.entity,
+        project=home.project,
+        name=f"{OWN}: experiment",
+        tags=(OWN,),
+        job_type=OWN,
+        exit_code=0,
+        config={KEY: as_config(told)},
+    )
+    return _without_rows(run, origin, stamp_of(as_config(told)))
+
+
+def regenerated(sheet: Sheet, generation: int) -> Sheet:
+    """The same run under the id of another generation, where that of the sheet is burnt."""
+    run, was = sheet.run, sheet.run.id
+    told = of_config(run.config[KEY])
+    if told is None:  # a sheet of ours always says where it is from
+        return sheet
+    id_ = names.run_id(told.origin, told.id or was, generation)
+    ours = [one for one in run.logged if not told.native or one.type == FILES_TYPE]  # W&B's own keep their names
+    new = {one.name: names.artifact(one.name.replace(was, id_)) for one in ours}
+    renamed = {_in_key(key, new): folder for key, folder in told.trees.items()}
+    again = replace(told, generation=generation, trees=renamed, id=told.id or was)
+    logged = tuple(replace(one, run=id_, name=new.get(one.name, one.name)) for one in run.logged)
+    return replace(sheet, run=replace(run, id=id_, logged=logged, config={**run.config, KEY: as_config(again)}))
+
+
+def _in_key(key: str, new: Mapping[str, str]) -> str:
+    name, colon, digest = key.partition(":")
+    return new.get(name, name) + colon + digest
+
+
+@dataclass
+class _Points:
+    """The points of one run: in memory while few, then on disk. May be read again and again."""
+
+    file: Path
+    rows: int = 0
+    last: int | None = None  # the latest time, ms
+    counts: Counter[str] = field(default_factory=Counter)
+    _held: list[pa.RecordBatch] = field(default_factory=list)
+    _writer: pa.RecordBatchStreamWriter | None = None
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.rows += len(batch)
+        latest = pc.max(batch["timestamp"]).as_py()
+        self.last = latest if self.last is None else self.last if latest is None else max(latest, self.last)
+        for one in pc.value_counts(batch["key"]):
+            self.counts[one["values"].as_py()] += one["counts"].as_py()
+        if self._writer is None:
+            self._held.append(batch)
+        else:
+            self._writer.write_batch(batch)
+
+    def to_disk(self) -> int:
+        """Lets go of what is in memory; gives how many points that were."""
+        if self._writer is None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pa.ipc.new_stream(self.file, POINTS)
+        let_go = sum(map(len, self._held))
+        for batch in self._held:
+            self._writer.write_batch(batch)
+        self._held.clear()
+        return let_go
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        if self._writer is None:
+            yield from self._held
+            return
+        self._writer.close()
+        with pa.OSFile(str(self.file)) as stream:
+            yield from pa.ipc.open_stream(stream)
+
+
+@dataclass
+class _Draft:
+    """A run while its parts come in."""
+
+    run: Run
+    number: int
+    points: _Points
+    files: dict[str, File] = field(default_factory=dict)
+
+
+class WandbPlace:
+    """A pack being written (see adapters.base.Place). `folder` is its alone, and may go once commit has ended."""
+
+    def __init__(
+        self, delivery: Delivery, folder: Path, refs: Sequence[RunRef], homes: Homes, options: Options
+    ) -> None:
+        self._delivery, self._folder, self._homes, self._options = delivery, folder, homes, options
+        self._holders = [ref for ref in refs if ref.kind == "records"]
+        self._drafts: dict[str, _Draft] = {}
+        self._spool = trees.Spool(folder / "spool")
+        self._records = Records(folder / "records")
+        self._in_memory = 0
+        self.losses: list[Loss] = []
+
+    def begin(self, runs: Sequence[Run]) -> None:
+        """The runs of the pack."""
+        self._drafts = {run.id: _Draft(run, n, _Points(self._folder / "points" / str(n))) for n, run in enumerate(runs)}
+
+    def points(self, batch: pa.RecordBatch) -> None:
+        """Some more points; those of a run lie together."""
+        for id_, part in _by_run(batch):
+            self._drafts[id_].points.add(part)
+            self._in_memory += len(part)
+        if self._in_memory > IN_MEMORY:
+            for draft in self._drafts.values():
+                draft.points.to_disk() if draft.points.rows else None
+            self._in_memory = 0
+
+    def put(self, artifact: Artifact) -> None:
+        """A file of a run, or of what was kept. Raises whatever reading it raises."""
+        draft = self._drafts.get(artifact.owner)
+        if draft is None:
+            self._records.put(artifact)
+        else:
+            draft.files[artifact.path] = self._spool.take(artifact)
+
+    def keep(self, record: Record) -> None:
+        """A record."""
+        self._records.keep(record)
+
+    def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  the report has them
+        """Writes all of it. Gives origin -> id in W&B."""
+        sheets = [self._sheet(draft) for draft in self._drafts.values()]
+        for ref in self._holders:
+            run = self._records.run(ref, self._homes.of(ref.experiment))
+            sheets.append(_without_rows(run, ref.origin, ref.stamp))
+        ids: dict[str, str] = {}
+        for level in levels(sheets):
+            ids |= self._delivery.deliver(level)
+        if self._records.collections:
+            self._link(self._records.collections)
+        self.losses += getattr(self._delivery, "losses", ())
+        return ids
+
+    def _link(self, collections: Sequence[Collection]) -> None:
+        link: Callable[[Sequence[Collection]], Sequence[Loss] | None] | None = getattr(self._delivery, "link", None)
+        if link is not None:
+            self.losses += link(collections) or ()
+
+    def _sheet(self, draft: _Draft) -> Sheet:
+        run, home = draft.run, self._homes.of(draft.run.experiment)
+        native = self._native(draft)
+        written = self._written(draft, native)
+        page = native is not None and written.native
+        goods, losses = trees.goods(run, home, self._options, draft.files, native, page=page)
+        found = outgoing(run, home, self._options, _facts(draft, written, native), goods, native)
+        self.losses += [*losses, *found.losses]
+        return Sheet(
+            found.run, run.origin, run.stamp, written.rows, written.history, written.event_rows, written.events
+        )
+
+    def _native(self, draft: _Draft) -> WandbRun | None:
+        """What wandb/run.json says; None where there is none, or another run's."""
+        file = draft.files.get(RUN_JSON)
+        if file is None or file.open is None:
+            return None
+        if (file.size or 0) > LARGEST_INDEX:
+            self._lose(draft, RUN_JSON, f"it has {file.size} bytes, so the run is written as any other")
+            return None
+        try:
+            with file.open() as stream:
+                return index.parse(stream.read(), _opener(draft.files))
+        except BadData as error:
+            self._lose(draft, RUN_JSON, f"{error}, so the run is written as any other")
+            return None
+
+    def _written(self, draft: _Draft, native: WandbRun | None) -> Written:
+        if native is not None:
+            rows = self._rows(draft, "native")
+            _fill(rows, draft, native)
+            if self._others(rows, draft):
+                written = rows.sorted(native=True)
+                if written.native:
+                    return written
+                self._lose(draft, "rows of W&B", "their steps do not rise any more, so the rows are numbered anew")
+        rows = self._rows(draft, "rows")
+        for batch in draft.points.batches():
+            rows.add(batch)
+        return rows.sorted(native=False)
+
+    def _rows(self, draft: _Draft, name: str) -> Rows:
+        folder = self._folder / name / str(draft.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        return Rows(folder, draft.run.start, ROWS_IN_MEMORY)
+
+    def _others(self, rows: Rows, draft: _Draft) -> bool:
+        """Adds the values that are no numbers; False where they cannot be told."""
+        file = draft.files.get(HISTORY_JSONL)
+        if file is None or file.open is None:
+            return True
+        try:
+            with file.open() as stream:
+                for step, time, runtime, key, text in index.values(stream):
+                    rows.other(step, time, runtime, key, text)
+        except BadData as error:
+            self._lose(draft, HISTORY_JSONL, f"{error}, so only the numbers are written as rows")
+            return False
+        return True
+
+    def _lose(self, draft: _Draft, what: str, because: str) -> None:
+        self.losses.append(Loss(draft.run.id, what, because, draft.run.experiment))
+
+
+def levels(sheets: Sequence[Sheet]) -> list[list[Sheet]]:
+    """The sheets in turns: who reads an artifact comes after who logs it, a child after its parent."""
+    made = {(one.name, one.digest): n for n, sheet in enumerate(sheets) for one in sheet.run.logged}
+    parents = {sheet.run.id: n for n, sheet in enumerate(sheets)}
+    needs = [
+        {made[key] for one in sheet.run.used if (key := (one.name, one.digest)) in made and made[key] != n}
+        | {parents[parent] for parent in _parents(sheet) if parent in parents and parents[parent] != n}
+        for n, sheet in enumerate(sheets)
+    ]
+    turns: list[list[Sheet]] = []
+    left = set(range(len(sheets)))
+    while left:
+        ready = sorted(n for n in left if not needs[n] & left) or sorted(left)  # a ring is delivered at once
+        turns.append([sheets[n] for n in ready])
+        left -= set(ready)
+    return turns
+
+
+def _parents(sheet: Sheet) -> tuple[str, ...]:
+    told = of_config(sheet.run.config.get(KEY))
+    parent = told.tags.get(PARENT_TAG) if told is not None else None
+    return (names.parent_id(sheet.origin, sheet.run.id, parent),) if parent else ()
+
+
+def _by_run(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The stretches of a batch that belong to one run."""
+    if not len(batch):
+        return
+    column = batch["run"]
+    indices = column.indices.to_numpy(zero_copy_only=False)
+    bounds = [0, *(np.flatnonzero(np.diff(indices)) + 1).tolist(), len(batch)]
+    for first, end in pairwise(bounds):
+        yield column.dictionary[int(indices[first])].as_py(), batch.slice(first, end - first)
+
+
+def _fill(rows: Rows, draft: _Draft, native: WandbRun) -> None:
+    """The points, but for those that only the summary tells: reading tells them from there again."""
+    single = {key: value for key, value in numbers_of(native.summary) if draft.points.counts[key] == 1}
+    for batch in draft.points.batches():
+        rows.add(_of_rows(batch, single, native.summary.get("_step"), draft.run.end) if single else batch)
+
+
+def _of_rows(batch: pa.RecordBatch, single: Mapping[str, float], step: object, end: int | None) -> pa.RecordBatch:
+    known = [number for number, key in enumerate(batch["key"].dictionary.to_pylist()) if key in single]
+    maybe = np.flatnonzero(np.isin(batch["key"].indices.to_numpy(zero_copy_only=False), known))
+    told = [int(n) for n in maybe if _only_told(batch.slice(int(n), 1).to_pylist()[0], single, step, end)]
+    keep = np.ones(len(batch), dtype=bool)
+    keep[told] = False
+    return batch.filter(pa.array(keep)) if told else batch
+
+
+def _only_told(point: Mapping[str, Any], single: Mapping[str, float], step: object, end: int | None) -> bool:
+    """Whether a point is the one that natives.summary_points makes of the summary's value."""
+    value = single[point["key"]]
+    same = point["value"] == value or (math.isnan(value) and math.isnan(point["value"]))
+    at = not isinstance(step, int) or point["step"] == step
+    return same and at and (end is None or point["timestamp"] == end) and not point["timestamp_micro"]
+
+
+def _facts(draft: _Draft, written: Written, native: WandbRun | None) -> Facts:
+    last = draft.points.last
+    return Facts(
+        rows=written.rows,
+        events=written.event_rows,
+        native=native is not None and written.native,
+        latest=written.latest,
+        keys=frozenset(draft.points.counts),
+        last=None if last is None else last / 1000,
+    )
+
+
+def _opener(files: Mapping[str, File]) -> Callable[[str], Opener | None]:
+    return lambda at: files[at].open if at in files else None
+
+
+def _without_rows(run: WandbRun, origin: str, stamp: str) -> Sheet:
+    return Sheet(run, origin, stamp, 0, _nothing, 0, _nothing)
+
+
+def _nothing(start: int) -> Iterator[Block]:  # noqa: ARG001  as a history
+    return iter(())
