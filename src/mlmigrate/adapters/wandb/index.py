@@ -277,8 +277,23 @@ _LINE = msgspec.json.Decoder(_Line)
 
 
 def _line(line: bytes) -> Value:
-    found = _LINE.decode(line)
+    try:
+        found = _LINE.decode(line)
+    except msgspec.DecodeError:
+        if b"\\u" not in line:
+            raise
+        return _hard_line(line)
     return Value(found.step, found.time, found.runtime, found.key, _as_was(bytes(found.value)))
+
+
+def _hard_line(line: bytes) -> Value:
+    """A line with half of a surrogate pair in it, which Python's own reader alone takes."""
+    told = decode(line)
+    if not isinstance(told, dict) or "value" not in told:
+        raise BadData("it has no value")
+    text = json.dumps(told.pop("value"), ensure_ascii=False)
+    at = msgspec.convert({**told, "value": msgspec.Raw(b"null")}, _Line)
+    return Value(at.step, at.time, at.runtime, at.key, text)
 
 
 class _File(msgspec.Struct):

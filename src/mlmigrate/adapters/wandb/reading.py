@@ -5,6 +5,8 @@
            --> a run of kind "records"     records.jsonl, and the files of what is in it
            --> catalogue.Told              a sweep, a group, reports: made here, not read
 
+What a source lists it gathers in a catalogue.Catalogue, which knows experiments and refs, and opens the last of these.
+
 Runs are opened one by one; history passes in blocks; what in it is no number is spooled to a file on its way, or read
 again where nobody took the points.
 """
