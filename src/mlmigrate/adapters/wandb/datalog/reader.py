@@ -1,0 +1,201 @@
+"""A transaction log, read as far as it goes.
+
+log = Log(path)        one pass over the file: what it tells of the run; rows are only counted
+log.run                all but the bytes of files
+log.history()          a pass each: Blocks of rows, of system metrics, the console's text
+log.events()
+log.console()
+log.losses             what is torn, damaged or missing; those of rows once they were taken
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from mlmigrate.adapters.wandb.datalog import columns
+from mlmigrate.adapters.wandb.datalog.framing import HEADER, records
+from mlmigrate.adapters.wandb.datalog.messages import DecodeError, Message, pb
+from mlmigrate.adapters.wandb.datalog.state import Logged, State
+from mlmigrate.adapters.wandb.shape import Block, WandbRun
+from mlmigrate.model import Loss
+
+ROWS, BYTES = 4096, 8 << 20  # of one Block
+SILENT = 300.0  # seconds without a record after which W&B takes a run for crashed
+TOLD = 20  # places in one file that are told one by one
+# the kinds that nearly all records are of, by their first byte: they need no parsing to be counted
+_KINDS = {0x12: "history", 0x1A: "summary", 0x22: "output", 0x3A: "stats", 0x6A: "output_raw"}
+_NUM, _MORE = 0x08, 0x80
+_CONSOLE = ("output", "output_raw", "output_logger")
+
+
+class Log:
+    """The log of one run, at the length that it had when it was opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.counts: dict[str, int] = {}
+        self._told: list[tuple[str, str]] = []
+        self._places: Counter[str] = Counter()
+        about = self.path.stat()
+        self._size, live = about.st_size, time.time() - about.st_mtime < SILENT
+        state = State(self._tell)
+        self._take(state)
+        name = self.path.stem.removeprefix("run-")
+        self.run: WandbRun = state.run(name, live=live, lines=self.counts.get("history", 0))
+        self.artifacts: Sequence[Logged] = tuple(state.artifacts)
+        self.files: Sequence[str] = tuple(state.files)
+        self._finished(state)
+
+    @property
+    def losses(self) -> list[Loss]:
+        """What could not be read as it was."""
+        more = [("log", f"{why} ({n - TOLD} more places)") for why, n in self._places.items() if n > TOLD]
+        return [Loss(self.run.id, f"{what} of {self.path.name}", because) for what, because in [*self._told, *more]]
+
+    def history(self) -> Iterator[Block]:
+        """All rows, in the order of the log."""
+        for batch in _batches(self._of("history")):
+            block = columns.history(batch, self._bad)
+            if block.rows:
+                yield block
+
+    def events(self) -> Iterator[Block]:
+        """System metrics."""
+        started = None if self.run.started is None else self.run.started / 1000
+        for batch in _batches(self._of("stats")):
+            block = columns.events(batch, started, self._bad)
+            if block.rows:
+                yield block
+
+    def console(self) -> Iterator[str]:
+        """What was printed, in pieces as they came: joined they are the whole text."""
+        for kind, _, record in self._records(_silent):
+            if kind in _CONSOLE and (parsed := self._parsed(record)) is not None:
+                line: str = getattr(parsed, kind).line
+                yield line if kind != "output_logger" or line.endswith("\n") else line + "\n"
+
+    def _take(self, state: State) -> None:
+        counts: Counter[str] = Counter()
+        summaries: list[bytes] = []
+        for kind, offset, record in self._records(self._damaged):
+            counts[kind] += 1
+            if kind == "summary":
+                summaries.append(record)
+                if len(summaries) < ROWS:
+                    continue
+            if kind in ("run", "summary") and summaries:
+                self._summaries(state, summaries)
+                summaries = []
+            if kind not in _KINDS.values():
+                self._one(state, kind, offset, record)
+        self._summaries(state, summaries)
+        self.counts = dict(counts)
+
+    def _one(self, state: State, kind: str, offset: int, record: bytes) -> None:
+        parsed = self._parsed(record)
+        if parsed is None:
+            self._damaged(offset, "a record is no protobuf")
+        elif kind == "unknown":
+            self._damaged(offset, "a record is of a kind that this version does not know")
+        else:
+            state.take(kind, parsed)
+
+    def _summaries(self, state: State, summaries: Sequence[bytes]) -> None:
+        try:
+            state.summaries(summaries)
+        except DecodeError:
+            for record in summaries:
+                parsed = self._parsed(record)
+                if parsed is None:
+                    self._bad("a record of kind summary is no protobuf")
+                else:
+                    state.take("summary", parsed)
+
+    def _of(self, kind: str) -> Iterator[bytes]:
+        return (record for one, _, record in self._records(_silent) if one == kind)
+
+    def _records(self, tell: Callable[[int, str], None]) -> Iterator[tuple[str, int, bytes]]:
+        """Kind, offset and bytes of each record."""
+        with self.path.open("rb") as file:
+            head = file.read(len(HEADER))
+            if head != HEADER:
+                tell(0, _header(head, self._size))
+            file.seek(0)
+            for offset, record in records(file, self._size, tell):
+                yield _kind(record), offset, record
+
+    @staticmethod
+    def _parsed(record: bytes) -> Message | None:
+        try:
+            return pb.Record.FromString(record)
+        except DecodeError:
+            return None
+
+    def _finished(self, state: State) -> None:
+        """Tells what a whole log would have."""
+        if not self.counts:
+            return
+        if not state.record.run_id:
+            self._tell("run record", "there is none: name, config and project are unknown")
+        if state.exit is None:
+            self._tell("end", "the log has no exit record: the run was cut off, or is still going on")
+
+    def _tell(self, what: str, because: str) -> None:
+        if (what, because) not in self._told:
+            self._told.append((what, because))
+
+    def _damaged(self, offset: int, because: str) -> None:
+        self._places[because] += 1
+        if self._places[because] <= TOLD:
+            self._tell(f"byte {offset:,}", because)
+
+    def _bad(self, because: str) -> None:
+        self._places[because] += 1
+        if self._places[because] == 1:
+            self._tell("rows", because)
+
+
+def _header(head: bytes, size: int) -> str:
+    if size == 0:
+        return "the file is empty"
+    if HEADER.startswith(head):
+        return "the file ends within its header"
+    if head[:6] == HEADER[:6]:
+        return f"the log is of version {head[6]}, not 0; it is read as if it were"
+    return "the file does not begin as a log of W&B does"
+
+
+def _kind(record: bytes) -> str:
+    """The kind of a record; "unknown" for one that this version of the SDK has no name for."""
+    at = 0
+    if record[:1] == b"\x08":
+        at = 1
+        while at < len(record) and record[at] & _MORE:
+            at += 1
+        at += 1
+    kind = _KINDS.get(record[at]) if at < len(record) else None
+    if kind is None:
+        with suppress(DecodeError):
+            kind = pb.Record.FromString(record).WhichOneof("record_type")
+    return kind or "unknown"
+
+
+def _batches(records_: Iterator[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for record in records_:
+        batch.append(record)
+        size += len(record)
+        if len(batch) >= ROWS or size >= BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _silent(offset: int, because: str) -> None:
+    """Damage is told by the first pass."""
