@@ -17,8 +17,9 @@ from benchmarks.figures import Shop, Sizes, default_file_store, say
 from benchmarks.objects import ALL as OBJECTS
 from benchmarks.relocate_figures import relocate
 from benchmarks.table import Row, markdown, write_json
+from benchmarks.wandb_figures import ALL as WANDB
 
-ALL = {**FIGURES, "estate": estate, "estate-peer": estate_peer, **OBJECTS, "relocate": relocate}
+ALL = {**FIGURES, "estate": estate, "estate-peer": estate_peer, **OBJECTS, "relocate": relocate, **WANDB}
 
 
 def main() -> int:
