@@ -1,0 +1,223 @@
+"""One run of a server, opened: most of it in one request.
+
+ReadRun           line counts, rows where they are few, events, files, logged and used versions
++ a manifest      for each version that it logged
++ pages           of what did not fit
+history, events   when they are taken
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, BinaryIO, cast
+
+from mlmigrate.adapters.wandb.api import operations
+from mlmigrate.adapters.wandb.api.answers import Unsupported
+from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.histories import FEW_EVENTS, History, Told, Where, events, inline, run_of
+from mlmigrate.adapters.wandb.api.told import Listed, as_json, whole, with_environment
+from mlmigrate.adapters.wandb.api.versions import (
+    HISTORY_TYPE,
+    Urls,
+    files_of,
+    next_page,
+    nodes,
+    opener,
+    producer_of,
+    version_of,
+)
+from mlmigrate.adapters.wandb.shape import Block, File, Opener, Version
+from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused, Unavailable
+from mlmigrate.model import Loss
+
+FILES, VERSIONS, LINES = 200, 50, 1000  # in a page
+OUTPUT, METADATA = "output.log", "wandb-metadata.json"
+LARGEST_METADATA = 4 << 20
+_SPOOL = 1 << 20
+Json = Mapping[str, Any]
+
+
+class OnlineRun:
+    """A run that was looked at. Its streams may be taken again: then they are asked for again."""
+
+    def __init__(self, client: Client, where: Where, listed: Listed, answer: Json, losses: list[Loss]) -> None:
+        self._client, self._where, self._listed = client, where, listed
+        self.losses = losses
+        self._events = whole(answer.get("eventsLineCount"))
+        self._early_events: Sequence[str] | None = answer.get("events")
+        lines = whole(answer.get("historyLineCount"))
+        lines = lines if lines is not None else listed.run.lines
+        self._told = Told(lines, listed.last, listed.keys, listed.live, answer.get("history"))
+        self.run = replace(listed.run, lines=lines)
+
+    def history(self) -> Iterator[Block]:
+        """All rows."""
+        told, self._told = self._told, replace(self._told, early=None)  # what came along is held once
+        return History(self._client, self._where, told, self.losses).blocks()
+
+    def events(self) -> Iterator[Block]:
+        """System metrics."""
+        early, self._early_events = self._early_events, None
+        if self._events == 0 and not early:
+            return iter(())
+        return events(self._client, self._where, self._events, early, self.losses)
+
+
+def open_run(client: Client, listed: Listed, sweep: Json | None = None) -> OnlineRun:
+    """Looks at a run. Raises NotFound where it is gone."""
+    run = listed.run
+    where = Where(run.entity, run.project, run.id)
+    losses: list[Loss] = []
+    answer = look(client, where, listed, losses)
+    opened = OnlineRun(client, where, listed, answer, losses)
+    files = _files(client, where, answer)
+    logged = _versions(client, where, answer, "outputArtifacts", operations.LOGGED)
+    used = _versions(client, where, answer, "inputArtifacts", operations.USED)
+    console = _console(client, where, answer, files)
+    told = opened.run if run.metadata else with_environment(opened.run, _metadata(files), listed.beat)
+    opened.run = replace(
+        told,
+        files=(*files, *console),
+        logged=tuple(_logged(client, node, run.id, losses) for node in logged),
+        used=tuple(version_of(node, producer_of(node)) for node in used),
+        sweep_config=dict(sweep or {}),
+    )
+    return opened
+
+
+def look(client: Client, where: Where, listed: Listed, losses: list[Loss]) -> dict[str, Any]:
+    """Asks for all parts at once; a server that does not take that is asked for each."""
+    few = inline(Told(listed.run.lines, listed.last, listed.keys))
+    parts = [part for part in operations.PARTS if part != "history" or few]
+    variables = {
+        "entity": where.entity,
+        "project": where.project,
+        "name": where.run,
+        "minStep": 0,
+        "maxStep": listed.last + 1,
+        "rows": (listed.run.lines or 0) + 1,
+        "events": FEW_EVENTS,
+        "fileLimit": FILES,
+        "logged": VERSIONS,
+        "used": VERSIONS,
+    }
+    try:
+        return _look(client, where, parts, variables)
+    except (NotFound, Refused, Unavailable, Conflict, BadData):
+        raise
+    except MigrateError:
+        return _look_singly(client, where, parts, variables, losses)
+
+
+def _look(client: Client, where: Where, parts: Sequence[str], variables: Json) -> dict[str, Any]:
+    text = operations.read_run(parts)
+    wanted = {name: value for name, value in variables.items() if f"${name}:" in text}
+    return run_of(client.graphql(text, wanted), where)
+
+
+def _look_singly(
+    client: Client, where: Where, parts: Sequence[str], variables: Json, losses: list[Loss]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in parts:
+        try:
+            found |= _look(client, where, [part], variables)
+        except Unsupported as error:
+            losses.append(Loss(where.run, part, f"this server does not tell it: {error.message}"))
+    return found
+
+
+def _files(client: Client, where: Where, answer: Json) -> list[File]:
+    """The files of the run page."""
+    urls = Urls(lambda: {str(one["name"]): str(one["directUrl"]) for one in _all_files(client, where)}, complete=True)
+    page = answer.get("files") or {}
+    found = _pages(client, where, page, "files", operations.FILES, "fileCursor", {"fileLimit": FILES})
+    return [_file(client, urls, node) for node in found]
+
+
+def _file(client: Client, urls: Urls, node: Json) -> File:
+    name, url = str(node["name"]), str(node.get("directUrl") or "")
+    size, md5 = whole(node.get("sizeBytes")), str(node.get("md5") or "")
+    if not url:
+        return File(name, None, size, md5, gone="W&B has no bytes for it")
+    urls.known[name] = url
+    return File(name, opener(client, urls, name, size if md5 else None, md5), size, md5)
+
+
+def _all_files(client: Client, where: Where) -> Iterator[dict[str, Any]]:
+    first = {"pageInfo": {"hasNextPage": True, "endCursor": ""}}
+    found = _pages(client, where, first, "files", operations.FILES, "fileCursor", {"fileLimit": FILES})
+    return (one for one in found if one.get("directUrl"))
+
+
+def _versions(client: Client, where: Where, answer: Json, name: str, operation: str) -> list[dict[str, Any]]:
+    """Versions in the order they were made; W&B's own copies of the history are left out."""
+    page = answer.get(name) or {}
+    found = list(_pages(client, where, page, name, operation, "cursor", {"perPage": VERSIONS}))
+    found = [node for node in found if (node.get("artifactType") or {}).get("name") != HISTORY_TYPE]
+    return sorted(found, key=lambda node: str(node.get("createdAt") or ""))
+
+
+def _pages(
+    client: Client, where: Where, page: Json, name: str, operation: str, cursor: str, more: Json
+) -> Iterator[dict[str, Any]]:
+    """The nodes of a page and of those after it."""
+    while True:
+        yield from nodes(page)
+        info = page.get("pageInfo") or {}
+        if not info.get("hasNextPage") or info.get("endCursor") is None:
+            return
+        named = {"entity": where.entity, "project": where.project, "name": where.run}
+        variables = {**named, cursor: info["endCursor"] or None, **more}
+        page = run_of(client.graphql(operation, variables), where).get(name) or {}
+
+
+def _logged(client: Client, node: Json, run: str, losses: list[Loss]) -> Version:
+    return replace(version_of(node, run), files=files_of(client, node, run, losses))
+
+
+def _metadata(files: Sequence[File]) -> dict[str, Any]:
+    """wandb-metadata.json, where there is one that can be read."""
+    file = next((one for one in files if one.path == METADATA and one.open is not None), None)
+    if file is None or file.open is None or (file.size or 0) > LARGEST_METADATA:
+        return {}
+    try:
+        with file.open() as data:
+            return as_json(data.read(LARGEST_METADATA).decode("utf-8", "replace"))
+    except (NotFound, Refused, BadData):
+        return {}  # the same is told once more when the file itself is read
+
+
+def _console(client: Client, where: Where, answer: Json, files: Sequence[File]) -> list[File]:
+    """The console's lines as output.log, where the run has no such file."""
+    if any(file.path == OUTPUT for file in files) or not answer.get("logLineCount"):
+        return []
+    return [File(OUTPUT, console_opener(client, where))]
+
+
+def console_opener(client: Client, where: Where) -> Opener:
+    """The lines of the console, in order."""
+
+    @contextmanager
+    def open_() -> Iterator[BinaryIO]:
+        with tempfile.SpooledTemporaryFile(_SPOOL, prefix="mlmigrate-console-") as file:
+            for line in _lines(client, where):
+                file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+            file.seek(0)
+            yield cast("BinaryIO", file)
+
+    return open_
+
+
+def _lines(client: Client, where: Where) -> Iterator[str]:
+    cursor: str | None = None
+    named = {"entity": where.entity, "project": where.project, "runName": where.run, "first": LINES}
+    while True:
+        page = run_of(client.graphql(operations.CONSOLE, {**named, "after": cursor}), where).get("logLines") or {}
+        yield from (str(node.get("line") or "").rstrip("\n") for node in nodes(page))
+        cursor = next_page(page)
+        if cursor is None:
+            return
