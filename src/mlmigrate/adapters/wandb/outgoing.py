@@ -53,8 +53,8 @@ _LISTS: Mapping[str, tuple[str, Mapping[str, int]]] = {
         {"min": 1, "max": 2, "mean": 3, "best": 4, "last": 5, "none": 6, "copy": 7, "first": 8},
     ),
 }
-_INT = re.compile(r"-?(0|[1-9]\d{0,15})")
-_FLOAT = re.compile(r"-?(\d+\.\d+([eE][+-]?\d+)?|\d+[eE][+-]?\d+)")
+_INT = re.compile(r"-?(0|[1-9]\d{0,15})", re.ASCII)
+_FLOAT = re.compile(r"-?(\d+\.\d+([eE][+-]?\d+)?|\d+[eE][+-]?\d+)", re.ASCII)
 _UNSAFE = re.compile("[\0\ud800-\udfff]")
 _TRUTH = {"True": True, "False": False}
 
@@ -111,7 +111,7 @@ def outgoing(run: Run, home: Home, options: Options, facts: Facts, goods: Goods,
     losses = [Loss(run.id, f"{one.kind} {one.id!r}", "the target has no place for it") for one in run.records]
     config, because = _config(run, options, native)
     losses += [Loss(run.id, f"view {options.nested!r}", because)] if because else []
-    provenance = _provenance(run, home, facts, goods, config, options, native)
+    provenance = _provenance(run, home, facts, goods, config, native)
     state, code = STATES.get(run.status, STATES["FINISHED"])
     found = WandbRun(
         id=names.run_id(run.origin, run.id),
@@ -236,10 +236,10 @@ def _nested(plain: Mapping[str, Any]) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for name, value in sorted(plain.items()):
         *way, last = re.split(r"[./]", shown(name))
-        at: Any = root
+        at: Any = root if "" not in (*way, last) else None
         for part in way:
             at = at.setdefault(part, {}) if isinstance(at, dict) else None
-        if isinstance(at, dict) and last not in at and "" not in (*way, last):
+        if isinstance(at, dict) and last not in at:
             at[last] = value
         else:
             root.setdefault(shown(name), value)
@@ -252,12 +252,9 @@ def _provenance(
     facts: Facts,
     goods: Goods,
     config: Mapping[str, Any],
-    options: Options,
     native: WandbRun | None,
 ) -> Provenance:
-    view = options.nested if options.nested in config and options.nested not in run.params else None
-    kinds, texts, types = differences({name: one for name, one in config.items() if name != view}, run.params)
-    texts |= {view: None} if view is not None else {}
+    kinds, texts, types = differences(config, run.params)
     id_ = names.run_id(run.origin, run.id)
     return Provenance(
         origin=run.origin,
