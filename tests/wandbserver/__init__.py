@@ -118,10 +118,9 @@ class Server:
         """Sets what no client may: state, created, heartbeat, user, stopped ... (fields of store.Run)."""
         self._ask("set", run=run, fields=fields)
 
-    def switch(self, strict_steps: bool | None = None, **features: bool) -> None:
-        """Sets whether steps must increase, and which features the server says it has."""
-        given: dict[str, Any] = {} if strict_steps is None else {"strict_steps": strict_steps}
-        self._ask("switch", **given, features=features)
+    def switch(self, strict_steps: bool | None = None, whole_pages: bool | None = None, **features: bool) -> None:
+        """Sets whether steps must increase, pages tell exported lines too, and the features the server says it has."""
+        self._ask("switch", strict_steps=strict_steps, whole_pages=whole_pages, features=features)
 
     def report(self, project: str, title: str, spec: Any, description: str = "", entity: str = ENTITY) -> None:
         """Puts a report into a project."""

@@ -51,7 +51,7 @@ class Seen:
 
 class App:
     def __init__(self, key: str, latency: float) -> None:
-        self.key, self.base = key, ""
+        self.key, self.base, self.storage_base = key, "", ""
         self.delay = latency
         self.clear()
 
@@ -59,7 +59,7 @@ class App:
         """As new."""
         self.store = Store()
         self.uploads = Uploads(self.store)
-        self.uploads.base = self.base
+        self.uploads.base, self.uploads.server = self.storage_base, self.base
         self.graph = Graph(World(self.store, self.uploads))
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
@@ -135,6 +135,10 @@ class App:
             sys.stderr.write(self.graph.bugs[-1])
             return Reply(500, _encode({"error": repr(error)}))
 
+    def store_answer(self, request: Request) -> Reply:
+        """What the second port answers: signed URLs and nothing else."""
+        return self.answer(request) if request.path.startswith(PREFIX) else Reply(404)
+
     def _route(self, request: Request, payload: dict[str, Any] | None) -> Reply:
         if request.path.startswith(PREFIX):
             return self.uploads.answer(request)
@@ -144,9 +148,9 @@ class App:
         if request.path == "/graphql" and request.method == "POST":
             return self._graphql(payload)
         kind, *parts = request.parts
-        if kind == "files" and len(parts) == 4 and parts[3] == "file_stream" and request.method == "POST":  # noqa: PLR2004
+        if kind == "files" and len(parts) == 4 and parts[3] == "file_stream" and request.method == "POST":
             return self._stream(parts, request)
-        if kind == "files" and len(parts) > 3 and request.method in ("GET", "HEAD"):  # noqa: PLR2004
+        if kind == "files" and len(parts) > 3 and request.method in ("GET", "HEAD"):
             return self._file(parts)
         if kind == "artifactsV2" and request.method == "GET":
             return self._blob(parts)
@@ -253,8 +257,9 @@ class App:
         return Reply(200, b"null")
 
     def control_switch(self, given: dict[str, Any]) -> Reply:
-        if "strict_steps" in given:
-            self.store.strict_steps = given["strict_steps"]
+        for name in ("strict_steps", "whole_pages"):
+            if given.get(name) is not None:
+                setattr(self.store, name, given[name])
         self.store.features |= given.get("features", {})
         return Reply(200, b"null")
 
@@ -271,9 +276,12 @@ async def serve(key: str, latency: float) -> None:
     app = App(key, latency)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(app.answer), "127.0.0.1", 0, backlog=512)
-    port = server.sockets[0].getsockname()[1]
-    app.base = app.uploads.base = f"http://127.0.0.1:{port}"
+    stored = await loop.create_server(lambda: Connection(app.store_answer), "127.0.0.1", 0, backlog=512)
+    port, other = (one.sockets[0].getsockname()[1] for one in (server, stored))
+    app.base = app.uploads.server = f"http://127.0.0.1:{port}"
+    app.storage_base = app.uploads.base = f"http://127.0.0.1:{other}"
     sys.stdout.write(f"{port}\n")
     sys.stdout.flush()
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
+    stored.close()

@@ -1,4 +1,7 @@
-"""A run's history as the API gives it: by ranges of steps, sampled, by columns, exported as parquet."""
+"""A run's history as the API gives it: by ranges of steps, sampled, by columns, exported as parquet.
+
+Where lines were exported, pages by ranges of steps tell those that were not: the SDK joins both and drops nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from .store import Run, Store, loads, plain, worded
 SAMPLES = 500  # where nobody says how many
 
 
-def page(run: Run, first: int | None, last: int | None, samples: int | None) -> list[str]:
-    """Lines with first <= _step < last; where these are more than `samples`, as many of them, evenly chosen."""
-    if run.steps == sorted(run.steps):
-        start = bisect_left(run.steps, first) if first is not None else 0
-        end = bisect_left(run.steps, last) if last is not None else len(run.steps)
-        lines: Sequence[str] = run.history[start:end]
+def page(run: Run, first: int | None, last: int | None, samples: int | None, start: int) -> list[str]:
+    """Lines from `start` on with first <= _step < last; of more than `samples` so many, evenly chosen."""
+    steps, history = run.steps[start:], run.history[start:]
+    if steps == sorted(steps):
+        low = bisect_left(steps, first) if first is not None else 0
+        high = bisect_left(steps, last) if last is not None else len(steps)
+        lines: Sequence[str] = history[low:high]
     else:
-        rows = sorted(zip(run.steps, run.history, strict=True), key=lambda row: row[0])
+        rows = sorted(zip(steps, history, strict=True), key=lambda row: row[0])
         lines = [line for step, line in rows if step >= (first or 0) and (last is None or step < last)]
     return [plain(line) for line in sampled(lines, samples)]
 
@@ -34,12 +38,12 @@ def sampled(lines: Sequence[str], samples: int | None) -> Sequence[str]:
     return [lines[n * (len(lines) - 1) // (wanted - 1)] for n in range(wanted)]
 
 
-def columns(run: Run, spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows that have all of the keys, with these keys alone. `maxStep` is among them."""
+def columns(run: Run, spec: dict[str, Any], start: int) -> list[dict[str, Any]]:
+    """Rows from line `start` on that have all of the keys, with these keys alone. `maxStep` is among them."""
     names = list(dict.fromkeys(spec.get("keys") or []))
     first, last = spec.get("minStep", 0), spec.get("maxStep")
     found = []
-    for step, line in zip(run.steps, run.history, strict=True):
+    for step, line in zip(run.steps[start:], run.history[start:], strict=True):
         if step < first or (last is not None and step > last):
             continue
         row = loads(plain(line))

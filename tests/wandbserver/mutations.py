@@ -46,7 +46,7 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
             raise Refused("invalid summaryMetrics: not an object")
         changes["summary"] = given["summaryMetrics"]
     if given.get("tags") is not None:
-        wrong = next((tag for tag in given["tags"] if not 0 < len(tag) <= 64), None)  # noqa: PLR2004  W&B's own bound
+        wrong = next((tag for tag in given["tags"] if not 0 < len(tag) <= 64), None)
         if wrong is not None:
             raise Refused(f"invalid tag {wrong!r}: must be between 1 and 64 characters")
         changes["tags"] = list(dict.fromkeys(given["tags"]))
@@ -76,7 +76,7 @@ def _found_or_made(world: World, given: dict[str, Any]) -> tuple[Run, bool]:
     if given.get("id"):
         return world.store.run_by_id(given["id"]), False
     name = given.get("name") or secrets.token_hex(4)
-    if len(name) > 128 or any(c in name for c in "/\\#?%:") or name != name.strip():  # noqa: PLR2004  W&B's own bound
+    if len(name) > 128 or any(c in name for c in "/\\#?%:") or name != name.strip():
         raise Refused(f"invalid run name {name!r}")
     project = world.store.made_project(given.get("entityName"), given.get("modelName"), "upsertBucket")
     if name in project.deleted:
@@ -169,7 +169,7 @@ def delete_files(world: World, given: dict[str, Any]) -> dict[str, Any]:
 
 def alert(world: World, given: dict[str, Any]) -> dict[str, Any]:
     world.store.the_run(given["entityName"], given["projectName"], given["runName"])
-    if len(given["title"]) > 64:  # noqa: PLR2004  W&B's own bound
+    if len(given["title"]) > 64:
         raise Refused("alert title is too long")
     return {"success": True}
 

@@ -1,5 +1,5 @@
 """What GraphQL sees: one small class over each thing of the store, in the schema's own words."""
-# ruff: noqa: N802, N803, A003  names are those of the schema
+# ruff: noqa: N802, N803  names are those of the schema
 
 from __future__ import annotations
 
@@ -383,13 +383,18 @@ class RunNode(Node):
     def history(
         self, info: Any, minStep: int | None = None, maxStep: int | None = None, samples: int | None = None
     ) -> list[str]:
-        return histories.page(self.it, minStep, maxStep, samples)
+        return histories.page(self.it, minStep, maxStep, samples, self._first(minStep))
+
+    def _first(self, step: int | None) -> int:
+        """The first line that pages tell: once lines are exported, those that are not."""
+        return 0 if step is None or self.world.store.whole_pages else sum(self.it.exported)
 
     def events(self, info: Any, samples: int | None = None) -> list[str]:
         return [plain(line) for line in histories.sampled(self.it.events, samples)]
 
     def sampledHistory(self, info: Any, specs: list[str]) -> list[Any]:
-        return [histories.columns(self.it, json.loads(spec)) for spec in specs]
+        told = [json.loads(spec) for spec in specs]
+        return [histories.columns(self.it, spec, self._first(spec.get("minStep"))) for spec in told]
 
     def parquetHistory(self, info: Any, liveKeys: list[str]) -> dict[str, Any]:
         urls = [self.world.uploads.direct(md5, f"{n}.parquet") for n, md5 in enumerate(self.it.exports)]
@@ -469,7 +474,7 @@ def run_file(world: World, run: Run, file: File) -> dict[str, Any]:
     def url(info: Any, upload: bool = False) -> str:
         if upload:
             return upload_url(world, run, file.name)
-        return f"{world.uploads.base}/files/{quote(run.path)}/{quote(file.name)}"
+        return f"{world.uploads.server}/files/{quote(run.path)}/{quote(file.name)}"
 
     return {
         "id": encode(f"File:{run.path}/{file.name}"),

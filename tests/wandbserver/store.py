@@ -243,6 +243,7 @@ class Store:
         self.numbers = itertools.count(1)
         self.features = dict.fromkeys(FEATURES, True)
         self.strict_steps = True
+        self.whole_pages = False
 
     def project(self, entity: str | None, name: str | None) -> Project | None:
         """None where there is no such, or none that this key may see."""
@@ -277,7 +278,7 @@ class Store:
         if entity not in self.entities:
             raise Refused(f"entity {entity} not found during {what}", 404)
         if name not in self.entities[entity]:
-            if not 0 < len(name) <= 128 or any(c in name for c in "/\\#?%:"):  # noqa: PLR2004  W&B's own bound
+            if not 0 < len(name) <= 128 or any(c in name for c in "/\\#?%:"):
                 raise Refused(f"invalid project name {name!r}")
             self.entities[entity][name] = Project(entity, name, next(self.numbers), now())
         return self.entities[entity][name]

@@ -44,7 +44,8 @@ class Multipart:
 class Uploads:
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.base = ""
+        self.base = ""  # of signed URLs: another origin than the server's, as with W&B
+        self.server = ""
         self.slots: dict[str, Slot] = {}
         self.downloads: dict[str, str] = {}
         self.multiparts: dict[str, Multipart] = {}

@@ -98,12 +98,12 @@ def _metadata(text: str | None) -> None:
 
 
 def _alias(alias: str) -> None:
-    if not alias or len(alias) > 128 or any(c in alias for c in "/:") or _VERSION.fullmatch(alias):  # noqa: PLR2004
+    if not alias or len(alias) > 128 or any(c in alias for c in "/:") or _VERSION.fullmatch(alias):
         raise Refused(f"invalid alias {alias!r}")
 
 
 def _tag(tag: str) -> None:
-    if len(tag) > 128 or not _TAG.fullmatch(tag):  # noqa: PLR2004  W&B's own bound
+    if len(tag) > 128 or not _TAG.fullmatch(tag):
         raise Refused(f"invalid tag {tag!r}")
 
 
@@ -165,7 +165,7 @@ def create_files(world: World, given: dict[str, Any]) -> dict[str, Any]:
 def _file(world: World, spec: dict[str, Any]) -> dict[str, Any]:
     artifact, md5 = _pending(world, spec["artifactID"]), spec["md5"]
     try:
-        if len(base64.b64decode(md5, validate=True)) != 16:  # noqa: PLR2004  bytes of an md5
+        if len(base64.b64decode(md5, validate=True)) != 16:
             raise ValueError
     except ValueError:
         raise Refused(f"invalid md5 {md5!r} of {spec['name']}") from None
