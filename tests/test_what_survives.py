@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mlmigrate import survives
 from mlmigrate.adapters.base import Change, Holding, Limits, Reads
-from mlmigrate.adapters.mlflow import objects, survives
+from mlmigrate.adapters.mlflow import objects
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "what-survives.md"
@@ -65,7 +66,7 @@ def test_every_reason_is_used_and_every_number_has_a_reason():
 
 
 def test_the_table_fits_a_screen():
-    assert max(len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows()) <= 8
+    assert max(len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows()) <= 9
 
 
 @pytest.mark.parametrize("kind", KINDS)

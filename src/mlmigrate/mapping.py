@@ -34,6 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.errors import UsageError
+from mlmigrate.globs import glob
 from mlmigrate.model import OURS, Artifact, DatasetInput, Experiment, Loss, Record, Run, Value
 
 GLOBS = ("experiments", "keys", "tag_keys", "users")
@@ -42,7 +43,6 @@ SECTIONS = (*GLOBS, "tags", *EXPRESSIONS)
 CHOICES = ("wandb",)  # sections of what a person may choose for one tracker
 USER_TAG = "mlflow.user"  # MLflow keeps the user twice
 
-_WILDCARD = re.compile(r"\\(.)|(\*\*)|(\*)|([^*\\]+|\\)", re.DOTALL)
 _GROUP = re.compile(r"\{(\d+)\}")
 _IN_MEMORY = 1 << 20  # bytes of a redacted file
 _PRESET = re.compile(r"[\w-]+")
@@ -501,14 +501,6 @@ def _place(path: Path) -> Path:
         return known[name]
     close = get_close_matches(name, known, 1) or sorted(known)
     raise UsageError(f"There is no mapping file and no preset called {name!r}.", f"Presets: {', '.join(close)}")
-
-
-def glob(text: str) -> re.Pattern[str]:
-    r"""The pattern of a name: `*` some text without "/", `**` some text, `\*` a star."""
-    parts = []
-    for escaped, anything, part, literal in _WILDCARD.findall(text):
-        parts.append("(.+)" if anything else "([^/]+)" if part else re.escape(escaped or literal))
-    return re.compile("".join(parts), re.DOTALL)
 
 
 def _patterned(rule: Rule) -> bool:

@@ -3,7 +3,7 @@
 A source says in its `Reads` what it cannot tell, a target in its `Limits` what it cannot hold.  What survives
 is the weaker of both.  Everything here only reads declarations:
 
-    python -m mlmigrate.adapters.mlflow.survives     prints docs/what-survives.md
+    python -m mlmigrate.survives     prints docs/what-survives.md
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from mlmigrate.adapters.mlflow.rest.reads import READS as SERVER
 from mlmigrate.adapters.mlflow.rest.server import Server
 from mlmigrate.adapters.mlflow.sql import open_target
 from mlmigrate.adapters.mlflow.sql.reads import READS as DATABASE
+from mlmigrate.adapters.wandb.limits import LIMITS as WANDB
+from mlmigrate.adapters.wandb.survives import section
 from mlmigrate.address import Address
 from mlmigrate.archive.writer import ArchiveTarget
 
@@ -30,6 +32,7 @@ CURRENT = "server 3.17"
 SERVERS = {CURRENT: (3, 17), "3.5": (3, 5), "2.22": (2, 22), "2.9": (2, 9)}
 # Each older server says of many kinds that it does not know them: one reason for all.
 _NOT_YET = re.compile(r"MLflow [\d.]+ knows no [\w ]+")
+KEPT_ASIDE = WANDB.holdings[-1].because  # what W&B says of most kinds
 NOT_YET = "that version of MLflow knows no such thing"
 SECRETS = "mlflow.gateway_secret"  # never carried, so no archive has them
 ACCOUNTS = "mlflow.auth."  # as sql.accounts calls them
@@ -98,7 +101,8 @@ def _untold(reads: Reads) -> tuple[Holding, ...]:
 def targets() -> list[Place]:
     """The kinds of place that can be written, servers of several versions."""
     servers = [Place(name, Server(version).limits, _SERVER) for name, version in SERVERS.items()]
-    return [Place("archive", ArchiveTarget.limits), Place("database", _database(), _DATABASE), *servers]
+    database = Place("database", _database(), _DATABASE)
+    return [Place("archive", ArchiveTarget.limits), database, *servers, Place("W&B", WANDB, _WANDB)]
 
 
 def _database() -> Limits:
@@ -106,6 +110,11 @@ def _database() -> Limits:
     with tempfile.TemporaryDirectory() as folder:
         address = Address("mlflow", f"sqlite:///{Path(folder) / 'none.db'}")
         return open_target(address, Context("target")).limits
+
+
+def _but(kind: str, *reasons: str) -> Holding:
+    """Whole, but for what the reasons say; empty ones are none."""
+    return Holding(kind, changes=tuple(Change("", reason) for reason in reasons if reason))
 
 
 # What a target does with parts that no field of Limits speaks of.
@@ -123,6 +132,20 @@ _SERVER = {
     ),
     "run.artifacts": Holding("run.artifacts", because="a server takes no file with `#` in its name"),
 }
+_WANDB = {
+    "experiment.name": _but(
+        "experiment.name", "`/ \\ # ? % :` are refused in names of projects: such a name is changed and ends in a hash"
+    ),
+    "experiment.id": Holding("experiment.id", "record", "experiments are projects, or groups of runs in one"),
+    "run.id": Holding(
+        "run.id", "mapped", "ids are kept; one that was deleted there can never be used again, its run gets `<id>-2`"
+    ),
+    ACCOUNTS: Holding(ACCOUNTS, "record", KEPT_ASIDE),
+    objects.ROWS: Holding(objects.ROWS, "record", KEPT_ASIDE),
+    "run.state": _but(
+        "run.state", "the state killed cannot be set: such a run has failed, with the tag `killed`"
+    ),
+}
 
 
 def _id(limits: Limits) -> Holding:
@@ -132,11 +155,6 @@ def _id(limits: Limits) -> Holding:
 def _times(limits: Limits) -> Holding:
     kind = "experiment.times"
     return Holding(kind) if limits.experiment_times else Holding(kind, "lost", "the target sets its own")
-
-
-def _but(kind: str, *reasons: str) -> Holding:
-    """Whole, but for what the reasons say; empty ones are none."""
-    return Holding(kind, changes=tuple(Change("", reason) for reason in reasons if reason))
 
 
 def _plain(kind: str) -> Part:
@@ -424,7 +442,7 @@ def page() -> str:
     notes = Notes()
     rows = table(notes)
     told = [f"{number}. {text[0].upper()}{text[1:]}." for text, number in notes.numbers.items()]
-    return "\n".join([OPENING, *rows, "", "## Why", "", *told]) + "\n"
+    return "\n".join([OPENING, *rows, "", "## Why", "", *told, "", section()])
 
 
 if __name__ == "__main__":
