@@ -98,13 +98,20 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A run that was listed. `home`: the experiment in its source, (id, name), of a run that we wrote."""
+    """A run that was listed.
+
+    own     it is W&B's own
+    home    of one that we wrote: the experiment in its source, (id, name)
+    source  its id there, as its children's tags name it
+    """
 
     ref: RunRef
     where: Where
     group: str = ""
     sweep: str = ""
     parent: str = ""
+    source: str = ""
+    own: bool = True
     home: tuple[str, str] | None = None
     generation: int = 1
 
@@ -279,8 +286,8 @@ class Catalogue:
 
     def _in_use(self) -> set[Path]:
         """Projects that hold something of W&B's own."""
-        natives_ = {entry.path for entry in self._entries.values() if entry.home is None}
-        return natives_ | {path for path, _ in self._sweeps} | set(self._reports) | set(self._loose)
+        own = {entry.path for entry in self._entries.values() if entry.own}
+        return own | {path for path, _ in self._sweeps} | set(self._reports) | set(self._loose)
 
     def _placed(self, entry: _Entry) -> RunRef:
         homes, ref = self._found_homes(), entry.ref
@@ -290,7 +297,7 @@ class Catalogue:
         return replace(ref, experiment=home, id=homes.id_of(entry))
 
     def _parents_first(self) -> list[_Entry]:
-        parents = {entry.where.id: entry.parent for entry in self._entries.values()}
+        parents = {entry.source: entry.parent for entry in self._entries.values()}
 
         def depth(entry: _Entry) -> int:
             n, parent = 0, entry.parent
@@ -415,16 +422,16 @@ class _Homes:
         self._projects, self._names = projects, Counter(path.project for path in projects)
         self._estates = dict(estates)
         self._ids = Counter[str]()
+        ours = {path for path, _, _ in estates}
         for entry in entries:
+            ours |= set() if entry.own else {entry.path}
             self._ids[entry.where.id] += entry.ref.kind == "run"
             if entry.home is not None and self._key(entry.path, entry.home) is None:
                 id_, name = entry.home
                 self._estates[entry.path, id_, name] = Experiment(id_ or name, name or id_)
         self._own = {key[0]: key for key in sorted(self._estates) if key[2] == key[0].project}
-        held = {path for path, _, _ in self._estates}
-        self._shown = [
-            path for path in sorted(projects) if path not in self._own and (path in in_use or path not in held)
-        ]
+        shown = in_use | (projects.keys() - ours)
+        self._shown = sorted(path for path in shown if path in projects and path not in self._own)
         self._given = self._with_ids()
 
     def all(self) -> list[Experiment]:
@@ -477,9 +484,10 @@ class _Homes:
 def _entry(run: WandbRun, ref: RunRef, told: Provenance | None) -> _Entry:
     where = Where(run.entity, run.project, run.id)
     if told is None:
-        return _Entry(ref, where, run.group, run.sweep)
+        return _Entry(ref, where, run.group, run.sweep, source=run.id)
     home = (told.experiment_id, told.experiment) if told.experiment_id or told.experiment else None
-    return _Entry(ref, where, parent=told.tags.get(PARENT_TAG, ""), home=home, generation=told.generation)
+    parent, source = told.tags.get(PARENT_TAG, ""), told.id or run.id
+    return _Entry(ref, where, parent=parent, source=source, own=False, home=home, generation=told.generation)
 
 
 def _loose_run(path: Path) -> str:

@@ -14,6 +14,7 @@ again where nobody took the points.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -44,7 +45,7 @@ class _One:
     """A run being read. `run` is W&B's, `neutral` ours, None of what holds records.
 
     spool   the file of values that are no numbers, made by whoever saw the history first; None before that
-    passed  how many of its losses were told
+    told    its losses that were passed on
     """
 
     ref: RunRef
@@ -53,7 +54,7 @@ class _One:
     provenance: Provenance | None
     neutral: Run | None
     spool: Path | None = None
-    passed: int = 0
+    told: Counter[Loss] = field(default_factory=Counter)
 
     @property
     def own(self) -> bool:
@@ -114,8 +115,10 @@ class WandbReading:
             if isinstance(one.opened, Told):
                 yield from one.opened.told
             elif one.provenance is not None:
-                for record in restored.records_of(one.run, one.opened.losses):
+                losses: list[Loss] = []
+                for record in restored.records_of(one.run, losses):
                     yield restored.owned(record, one.provenance, one.ref.experiment)
+                self.losses += [_loss(one.ref, loss) for loss in losses]
             self._tell(one)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
@@ -140,9 +143,9 @@ class WandbReading:
 
     def _tell(self, one: _One) -> None:
         """Passes on what a run's streams lost since it was asked last."""
-        fresh = one.opened.losses[one.passed :]
-        one.passed += len(fresh)
-        self.losses += [_loss(one.ref, loss) for loss in fresh]
+        now = Counter(one.opened.losses)
+        self.losses += [_loss(one.ref, loss) for loss in (now - one.told).elements()]
+        one.told |= now
 
     # -- points --------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ What provenance does not say is what reading the run by itself gives (natives.pa
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -121,8 +122,8 @@ def records_of(run: WandbRun, losses: list[Loss]) -> Iterator[Record]:
             with file.open() as stream:
                 for n, line in enumerate(lines_of(stream), 1):
                     try:
-                        yield msgspec.json.decode(line, type=Record)
-                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                        yield _record(line)
+                    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                         losses.append(Loss(run.id, f"line {n} of {RECORDS_JSONL}", f"it is no record: {error}"))
 
 
@@ -158,6 +159,13 @@ def lines_of(stream: BinaryIO) -> Iterator[bytes]:
 def clean(path: str) -> bool:
     """Whether a name out of W&B may be the path of a file below a folder."""
     return bool(path) and "\0" not in path and not path.startswith("/") and ".." not in path.split("/")
+
+
+def _record(line: bytes) -> Record:
+    try:
+        return msgspec.json.decode(line, type=Record)
+    except msgspec.DecodeError:  # half of a surrogate pair, perhaps, which Python's own reader alone takes
+        return msgspec.convert(json.loads(line), Record)
 
 
 def _decoded(told: object) -> Provenance | None:
