@@ -27,7 +27,7 @@ from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import KEY, OWN_COLUMNS, STEP, SYSTEM, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.errors import MigrateError
-from mlmigrate.mapping import glob
+from mlmigrate.globs import glob
 from mlmigrate.model import PARENT_TAG, Experiment, Loss, Run, Value
 
 EXACT = 2**53  # integers beyond are no longer told apart by everybody who reads JSON

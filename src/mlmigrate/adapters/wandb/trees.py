@@ -31,7 +31,7 @@ from mlmigrate.adapters.wandb.outgoing import Goods, Home, shown
 from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, FILES, FILES_TYPE, FOLDER, MODEL_TYPE
 from mlmigrate.adapters.wandb.restored import number_of
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
-from mlmigrate.mapping import glob
+from mlmigrate.globs import glob
 from mlmigrate.model import Artifact, DatasetInput, Loss, Run
 
 MLMODEL = "MLmodel"
@@ -74,6 +74,8 @@ class Spool:
         held = self._held.get(sha256)
         if held is None:
             held = self._held[sha256] = part.rename(self.folder / sha256)
+        else:
+            part.unlink()
         return File(path, partial(_open, held), size, md5)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlmigrate.adapters.wandb import index, names, trees
+from mlmigrate.adapters.wandb import index, moments, names, trees
 from mlmigrate.adapters.wandb.natives import numbers_of
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.outgoing import Facts, Home, outgoing, provenance_of
@@ -103,6 +103,7 @@ class _Points:
     file: Path
     rows: int = 0
     last: int | None = None  # the latest time, ms
+    micros: bool = False  # whether any time has parts of a millisecond
     counts: Counter[str] = field(default_factory=Counter)
     _held: list[pa.RecordBatch] = field(default_factory=list)
     _writer: pa.RecordBatchStreamWriter | None = None
@@ -111,6 +112,7 @@ class _Points:
         self.rows += len(batch)
         latest = pc.max(batch["timestamp"]).as_py()
         self.last = latest if self.last is None else self.last if latest is None else max(latest, self.last)
+        self.micros = self.micros or bool(pc.any(pc.not_equal(batch["timestamp_micro"], 0)).as_py())
         for one in pc.value_counts(batch["key"]):
             self.counts[one["values"].as_py()] += one["counts"].as_py()
         if self._writer is None:
@@ -261,7 +263,7 @@ class WandbPlace:
         try:
             with file.open() as stream:
                 for step, time, runtime, key, text in index.values(stream):
-                    rows.other(step, time, runtime, key, text)
+                    rows.other(step, time if draft.points.micros else _in_ms(time), runtime, key, text)
         except BadData as error:
             self._lose(draft, HISTORY_JSONL, f"{error}, so only the numbers are written as rows")
             return False
@@ -340,6 +342,14 @@ def _facts(draft: _Draft, written: Written, native: WandbRun | None) -> Facts:
         keys=frozenset(draft.points.counts),
         last=None if last is None else last / 1000,
     )
+
+
+def _in_ms(time: float | None) -> float | None:
+    """The time as points tell it that came by a tracker of whole milliseconds: those of one row must meet."""
+    if time is None or not math.isfinite(time):
+        return time
+    (ms,), _ = moments.moments(np.array([time]))
+    return float(ms) / 1000
 
 
 def _opener(files: Mapping[str, File]) -> Callable[[str], Opener | None]:
