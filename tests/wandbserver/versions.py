@@ -67,10 +67,10 @@ def _sequence(world: World, project: Project, name: str | None, given: dict[str,
 
 def _collection(world: World, project: Project, name: str, kind: str, *, portfolio: bool) -> Collection:
     """The collection of that name, made now if it is not there."""
+    if not _TYPE.fullmatch(kind):
+        raise Refused(f"invalid artifact type {kind!r}")
     found = project.collections.get(name)
     if found is None:
-        if not _TYPE.fullmatch(kind):
-            raise Refused(f"invalid artifact type {kind!r}")
         project.types.setdefault(kind, now())
         found = Collection(project, name, kind, next(world.store.numbers), portfolio, now())
         project.collections[name] = world.store.collections[found.id] = found
