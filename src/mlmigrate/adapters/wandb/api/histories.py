@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -31,7 +31,7 @@ from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.told import whole
 from mlmigrate.adapters.wandb.shape import Block
-from mlmigrate.errors import BadData, NotFound
+from mlmigrate.errors import BadData, NotFound, Refused
 from mlmigrate.model import Loss
 
 STEP = "_step"
@@ -82,13 +82,14 @@ def inline(told: Told) -> bool:
 
 @dataclass
 class History:
-    """All rows of one run. `losses` is complete after `blocks`."""
+    """All rows of one run. `losses` is complete after `blocks`; `missing`: why an export could not be read."""
 
     client: Client
     where: Where
     told: Told
     losses: list[Loss]
     read: int = 0
+    missing: list[str] = field(default_factory=list)
 
     def blocks(self) -> Iterator[Block]:
         """The rows, in the order of their steps as far as the server has one."""
@@ -130,23 +131,45 @@ class History:
                 yield _block(rows)
 
     def _exports(self, stack: ExitStack) -> tuple[Exports, int | None]:
-        """The exports, and the first step that is not in them. Exports that cannot be read are read as pages."""
+        """The exports, and the first step that may not be in them."""
         try:
             urls, live = parquet_of(self.client, self.where)
         except Unsupported:  # older servers make none
             return Exports([]), None
+        found = []
+        for n, url in enumerate(urls):
+            try:
+                found.append(Export.of(stack.enter_context(self._export(n, url))))
+            except (NotFound, Refused, BadData) as error:
+                self.missing.append(error.message)
+        return Exports(sorted(found, key=lambda one: one.first)), 0 if self.missing else live
+
+    def _export(self, n: int, url: str) -> IO[bytes]:
+        """An export in a file of its own, that nobody else reads: nothing is kept for another time."""
+        file = TemporaryFile(prefix="mlmigrate-history-")  # noqa: SIM115  # the caller closes it
         try:
-            files = [stack.enter_context(_export(self.client, url)) for url in urls]
-            found = [Export.of(file) for file in files]
-            return Exports(sorted(found, key=lambda one: one.first)), live
-        except (NotFound, BadData):
-            return Exports([]), None
+            self._fetch(n, url, file)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _fetch(self, n: int, url: str, file: IO[bytes]) -> None:
+        """A URL that is no longer taken may be too old: there are newer ones."""
+        try:
+            self.client.fetch(url, file)
+        except (NotFound, Refused):
+            urls, _ = parquet_of(self.client, self.where)
+            if n >= len(urls) or urls[n] == url:
+                raise
+            self.client.fetch(urls[n], file)
 
     def _counted(self) -> None:
         lines = self.told.lines
         if lines is None or self.read == lines or (self.told.live and self.read > lines):
             return
-        because = f"the server says that there are {lines} rows, and gave {self.read}"
+        because = "; ".join([f"the server says that there are {lines} rows, and gave {self.read}", *self.missing])
         _tell(self.losses, Loss(self.where.run, "history", because))
 
 
@@ -366,18 +389,6 @@ def _rows(block: Block, keep: pa.Array) -> Block:
         value=block.value.filter(values),
         others=[other._replace(row=number[other.row]) for other in block.others if other.row in number],
     )
-
-
-def _export(client: Client, url: str) -> IO[bytes]:
-    """An export in a file of its own, that nobody else reads. Nothing is kept for another time."""
-    file = TemporaryFile(prefix="mlmigrate-history-")  # noqa: SIM115  # the caller closes it
-    try:
-        client.fetch(url, file)
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def _bounds(file: pq.ParquetFile) -> tuple[int, int]:
