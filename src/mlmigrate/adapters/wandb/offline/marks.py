@@ -1,0 +1,80 @@
+"""The mark of a run that is whole in a folder of ours: mlmigrate.json beside its log.
+
+It is written with the folder and so comes into being by the same rename; it counts only with a log of the size that it
+names.  It says what the log says too, so that a folder of thousands of runs is known without reading their logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+MARK = "mlmigrate.json"
+RUN_FOLDERS = "offline-run-*"
+_SYNCED = (".synced", ".syncstate")  # beside the log: sent by `wandb sync`, or begun to be
+
+Made = tuple[str, str]  # the name of an artifact, and its digest
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A run in the folder. `log` is the size of its log; `logged` and `used` tell its artifacts."""
+
+    origin: str
+    stamp: str
+    id: str
+    kind: Literal["run", "experiment", "records"] = "run"
+    generation: int = 1
+    log: int = 0
+    logged: Sequence[Made] = ()
+    used: Sequence[Made] = ()
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A run that is there, and its folder."""
+
+    mark: Mark
+    folder: Path = field(compare=False)
+
+    @property
+    def log(self) -> Path:
+        """Its log."""
+        return self.folder / log_name(self.mark.id)
+
+    @property
+    def synced(self) -> bool:
+        """Whether a server has it, or a part of it: then its history must not go there again."""
+        return any(self.log.with_name(self.log.name + ending).exists() for ending in _SYNCED)
+
+
+def log_name(id: str) -> str:
+    """The name of the log of the run of this id."""
+    return f"run-{id}.wandb"
+
+
+def write(folder: Path, mark: Mark) -> None:
+    """Puts the mark into a folder that has its name not yet."""
+    (folder / MARK).write_bytes(msgspec.json.encode(mark))
+
+
+def marked(folder: Path) -> Whole | None:
+    """The run of this folder; None when there is none of ours, or not all of it."""
+    try:
+        mark = msgspec.json.decode((folder / MARK).read_bytes(), type=Mark)
+        whole = Whole(mark, folder)
+        return whole if mark.origin and mark.stamp and whole.log.stat().st_size == mark.log else None
+    except (OSError, ValueError):  # msgspec's errors are ValueErrors
+        return None
+
+
+def all_marked(root: Path) -> Iterator[Whole]:
+    """All runs of ours in a folder."""
+    for folder in sorted(root.glob(RUN_FOLDERS)):
+        if (whole := marked(folder)) is not None:
+            yield whole
