@@ -30,7 +30,7 @@ import pyarrow as pa
 from mlmigrate.adapters.wandb import blocks, index, natives, restored
 from mlmigrate.adapters.wandb.catalogue import Told, experiments_of, ref_of, stamp_of
 from mlmigrate.adapters.wandb.options import Options
-from mlmigrate.adapters.wandb.provenance import HISTORY_JSONL, RUN_JSON, Provenance
+from mlmigrate.adapters.wandb.provenance import HISTORY_JSONL, RUN_JSON, STEP, Provenance
 from mlmigrate.adapters.wandb.shape import Block, File, Opened, Opener, WandbRun
 from mlmigrate.errors import MigrateError, Unavailable
 from mlmigrate.model import Artifact, Loss, Record, Run, RunRef
@@ -160,7 +160,8 @@ class WandbReading:
                 first += block.rows
         first = 0
         for block in one.opened.events():
-            yield from _filled(blocks.event_points(block, one.ref.id, restored=not one.own, first_row=first))
+            ours = not one.own or (one.provenance is not None and STEP in block.keys)  # we number those of any run
+            yield from _filled(blocks.event_points(block, one.ref.id, restored=ours, first_row=first))
             first += block.rows
         last = natives.summary_points(neutral, one.run.summary, seen) if one.own else None
         if last is not None:
