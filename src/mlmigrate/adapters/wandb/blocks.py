@@ -41,7 +41,8 @@ from mlmigrate.errors import BadData
 from mlmigrate.model import points as points_of
 
 ESCAPE = "mlflow/key/"  # stands before metric keys that would mean something else in a row
-_MARKS = OURS | {"_wandb"}  # W&B's own, no metrics
+MARK = "_wandb"
+_MARKS = OURS | {MARK}  # W&B's own, no metrics
 _RESERVED = _MARKS | frozenset(OWN_COLUMNS) | {""}
 _TRUTH = {"true": 1.0, "false": 0.0}
 _DIGITS = 4000  # of an integer; Python reads no more than 4300
@@ -287,7 +288,7 @@ def _measured(block: Block, *, restored: bool, prefix: str) -> tuple[Ints, list[
     if restored:
         row, key, value = (column[~_is(block, STEP)] for column in (row, key, value))
     places = {name: i for i, name in enumerate(block.keys)}
-    truths = [one for one in block.others if one.text in _TRUTH and one.key not in _MARKS]
+    truths = [one for one in block.others if one.text in _TRUTH and unescaped(one.key) not in _MARKS]
     if truths:
         more = [(one.row, places.setdefault(one.key, len(places)), _TRUTH[one.text]) for one in truths]
         added = (np.array(column) for column in zip(*more, strict=True))

@@ -118,7 +118,7 @@ class Gathered:
         elif kind is dict and value and "_type" not in value and depth < _DEPTH:
             for name, inner in value.items():
                 self.one(number, f"{key}.{name}", inner, depth + 1)
-        elif kind is str and value in _SPELT and key not in _TEXTS:
+        elif kind is str and value in _SPELT and key.removeprefix(self._prefix) not in _TEXTS:
             self._number(number, key, _SPELT[value])
         else:
             self._other(number, key, value)
