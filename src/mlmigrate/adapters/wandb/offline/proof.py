@@ -49,14 +49,14 @@ class Sum:
         value = block.value.to_numpy(zero_copy_only=False).astype(np.float64)
         value[np.isnan(value)] = np.nan
         words = at[block.row.to_numpy()] ^ keys[block.key.to_numpy()]
-        total = _mixed(words ^ _mixed(value.view(np.uint64))).sum(dtype=np.uint64) + _mixed(at).sum(dtype=np.uint64)
+        total = _total(_mixed(words ^ _mixed(value.view(np.uint64)))) + _total(_mixed(at))
         exact = [one for one in block.others if one.text[:1] not in "-0123456789"]
         for one in exact:
-            total += _mixed(np.array([at[one.row] ^ self._key(one.key + "\0" + one.text)], dtype=np.uint64))[0]
+            total += _total(_mixed(at[one.row : one.row + 1] ^ self._key(one.key + "\0" + one.text)))
         self.rows += block.rows
         self.values += len(value)
         self.others += len(exact)
-        self.total = (self.total + int(total)) % 2**64
+        self.total = (self.total + total) % 2**64
 
     def _key(self, text: str) -> np.uint64:
         known = self._keys.get(text)
@@ -102,6 +102,10 @@ def _row_words(block: Block, *, steps: bool) -> Words:
         return words
     step: npt.NDArray[np.int64] = block.step.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return _mixed(words ^ _mixed(step.view(np.uint64)))
+
+
+def _total(words: Words) -> int:
+    return int(words.sum(dtype=np.uint64))
 
 
 def _mixed(words: Words) -> Words:
