@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -145,7 +146,6 @@ class _Draft:
     """A run while its parts come in."""
 
     run: Run
-    number: int
     points: _Points
     files: dict[str, File] = field(default_factory=dict)
 
@@ -166,7 +166,7 @@ class WandbPlace:
 
     def begin(self, runs: Sequence[Run]) -> None:
         """The runs of the pack."""
-        self._drafts = {run.id: _Draft(run, n, _Points(self._folder / "points" / str(n))) for n, run in enumerate(runs)}
+        self._drafts = {run.id: _Draft(run, _Points(self._folder / "points" / str(n))) for n, run in enumerate(runs)}
 
     def points(self, batch: pa.RecordBatch) -> None:
         """Some more points; those of a run lie together."""
@@ -192,13 +192,14 @@ class WandbPlace:
 
     def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  the report has them
         """Writes all of it. Gives origin -> id in W&B."""
-        sheets = [self._sheet(draft) for draft in self._drafts.values()]
-        for ref in self._holders:
-            run = self._records.run(ref, self._homes.of(ref.experiment))
-            sheets.append(_without_rows(run, ref.origin, ref.stamp))
         ids: dict[str, str] = {}
-        for level in levels(sheets):
-            ids |= self._delivery.deliver(level)
+        with ExitStack() as open_rows:
+            sheets = [self._sheet(draft, open_rows) for draft in self._drafts.values()]
+            for ref in self._holders:
+                run = self._records.run(ref, self._homes.of(ref.experiment))
+                sheets.append(_without_rows(run, ref.origin, ref.stamp))
+            for level in levels(sheets):
+                ids |= self._delivery.deliver(level)
         if self._records.collections:
             self._link(self._records.collections)
         self.losses += getattr(self._delivery, "losses", ())
@@ -209,10 +210,10 @@ class WandbPlace:
         if link is not None:
             self.losses += link(collections) or ()
 
-    def _sheet(self, draft: _Draft) -> Sheet:
+    def _sheet(self, draft: _Draft, open_rows: ExitStack) -> Sheet:
         run, home = draft.run, self._homes.of(draft.run.experiment)
         native = self._native(draft)
-        written = self._written(draft, native)
+        written = self._written(draft, native, open_rows)
         page = native is not None and written.native
         goods, losses = trees.goods(run, home, self._options, draft.files, native, page=page)
         found = outgoing(run, home, self._options, _facts(draft, written, native), goods, native)
@@ -236,24 +237,22 @@ class WandbPlace:
             self._lose(draft, RUN_JSON, f"{error}, so the run is written as any other")
             return None
 
-    def _written(self, draft: _Draft, native: WandbRun | None) -> Written:
+    def _written(self, draft: _Draft, native: WandbRun | None, open_rows: ExitStack) -> Written:
         if native is not None:
-            rows = self._rows(draft, "native")
+            rows = open_rows.enter_context(closing(self._rows(draft)))
             _fill(rows, draft, native)
             if self._others(rows, draft):
                 written = rows.sorted(native=True)
                 if written.native:
                     return written
                 self._lose(draft, "rows of W&B", "their steps do not rise any more, so the rows are numbered anew")
-        rows = self._rows(draft, "rows")
+        rows = open_rows.enter_context(closing(self._rows(draft)))
         for batch in draft.points.batches():
             rows.add(batch)
         return rows.sorted(native=False)
 
-    def _rows(self, draft: _Draft, name: str) -> Rows:
-        folder = self._folder / name / str(draft.number)
-        folder.mkdir(parents=True, exist_ok=True)
-        return Rows(folder, draft.run.start, ROWS_IN_MEMORY)
+    def _rows(self, draft: _Draft) -> Rows:
+        return Rows(self._folder / "rows", draft.run.start, ROWS_IN_MEMORY)
 
     def _others(self, rows: Rows, draft: _Draft) -> bool:
         """Adds the values that are no numbers; False where they cannot be told."""
