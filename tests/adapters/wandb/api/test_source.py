@@ -399,7 +399,7 @@ wandb.sweep({"method": "grid", "parameters": {"lr": {"values": [1, 2]}}}, projec
 CHILD = """
 import wandb
 
-with wandb.init(project="beside", id="child") as run:
+with wandb.init() as run:
     run.log({"loss": 1})
 """
 MODEL = """
@@ -477,7 +477,7 @@ class TestBesideRuns:
     def test_sweeps_come_as_records_and_as_tags_or_parents(self, server: wandbserver.Server, tmp_path: Path) -> None:
         wandbsdk.run("0.31.0", SWEEP, server, tmp_path)
         (sweep,) = server.state()["projects"]["team/beside"]["sweeps"]
-        wandbsdk.run("0.31.0", CHILD, server, tmp_path, {"WANDB_SWEEP_ID": sweep})
+        wandbsdk.run("0.31.0", CHILD, server, tmp_path, {"WANDB_SWEEP_ID": sweep, "WANDB_PROJECT": "beside"})
         with closing(source("wandb:team/beside")) as opened:
             refs = list(opened.refs())
             with opened.read([ref for ref in refs if ref.kind == "records"]) as read:
