@@ -18,7 +18,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mlmigrate.adapters.wandb import natives, registered, restored
 from mlmigrate.adapters.wandb.options import Options
@@ -316,11 +316,8 @@ class Catalogue:
     def _sweep_runs(self) -> Iterator[_Made]:
         if self._options.sweeps != "runs":
             return
-        unseen = {
-            (entry.path, entry.sweep): Sweep(entry.sweep, *entry.path)
-            for entry in self._entries.values()
-            if entry.sweep
-        }
+        starts = self._starts("sweep")
+        unseen = {(path, id_): Sweep(id_, *path) for path, id_ in starts}
         for (path, id_), sweep in sorted((unseen | self._sweeps).items()):
             run = WandbRun(
                 natives.sweep_run(id_),
@@ -329,7 +326,7 @@ class Catalogue:
                 job_type="sweep",
                 config=sweep.config,
                 user=sweep.user,
-                started=sweep.created if sweep.created is not None else self._first(path, sweep=id_),
+                started=sweep.created if sweep.created is not None else starts.get((path, id_)),
                 ended=sweep.ended,
             )
             yield self._run(run, stamp_of(sweep.config, sweep.body, sweep.ended))
@@ -337,10 +334,10 @@ class Catalogue:
     def _group_runs(self) -> Iterator[_Made]:
         if self._options.groups != "runs":
             return
-        groups = {(entry.path, entry.group) for entry in self._entries.values() if entry.group}
-        for path, group in sorted(groups):
+        starts = self._starts("group")
+        for path, group in sorted(starts):
             id_ = natives.group_run(*path, group)
-            run = WandbRun(id_, *path, name=group, job_type="group", started=self._first(path, group=group))
+            run = WandbRun(id_, *path, name=group, job_type="group", started=starts[path, group])
             yield self._run(run, stamp_of(group, run.started))
 
     def _loose_runs(self) -> Iterator[_Made]:
@@ -367,7 +364,8 @@ class Catalogue:
     def _registry(self) -> Iterator[_Made]:
         if not self._options.models:
             return
-        found = list(registered.records(self._models(), self._files_of))
+        loose = {(path, one.name, one.version) for path, versions in self._loose.items() for one in versions}
+        found = list(registered.records(self._models(), lambda version: self._files_of(version, loose)))
         if found:
             place = "+".join(sorted({path.entity for path in self._projects}))
             yield self._made_of(RunRef("", REGISTRY, REGISTRY, f"wandb:{REGISTRY}:{place}"), found)
@@ -387,20 +385,21 @@ class Catalogue:
         assert ref is not None  # noqa: S101  it has no provenance
         return _Made(ref, lambda: Told(run))
 
-    def _first(self, path: Path, sweep: str = "", group: str = "") -> int | None:
-        """When the first run of a sweep or a group began."""
-        starts = [
-            entry.ref.start
-            for entry in self._entries.values()
-            if entry.path == path and ((sweep and entry.sweep == sweep) or (group and entry.group == group))
-        ]
-        return min((start for start in starts if start is not None), default=None)
+    def _starts(self, name: Literal["sweep", "group"]) -> dict[tuple[Path, str], int | None]:
+        """Every sweep or group that a run names, and when its first run began."""
+        found: dict[tuple[Path, str], int | None] = {}
+        for entry in self._entries.values():
+            if id_ := getattr(entry, name):
+                before, start = found.get((entry.path, id_)), entry.ref.start
+                both = [one for one in (before, start) if one is not None]
+                found[entry.path, id_] = min(both, default=None)
+        return found
 
-    def _files_of(self, version: Version) -> str:
+    def _files_of(self, version: Version, loose: set[tuple[Path, str, str]]) -> str:
         """The id of the run that holds a version's files; "" for one that we wrote: its registry came with it."""
         path = Path(version.entity, version.project)
         if not version.run:
-            return _loose_run(path) if version.digest in {one.digest for one in self._loose.get(path, ())} else ""
+            return _loose_run(path) if (path, version.name, version.version) in loose else ""
         entry = self._entries.get(natives.origin_of(WandbRun(version.run, *path)))
         return self._found_homes().id_of(entry) if entry is not None else ""
 

@@ -143,7 +143,10 @@ class WandbReading:
 
     def _tell(self, one: _One) -> None:
         """Passes on what a run's streams lost since it was asked last."""
-        now = Counter(one.opened.losses)
+        self._pass_on(one, one.opened)
+
+    def _pass_on(self, one: _One, opened: Opened) -> None:
+        now = Counter(opened.losses)
         self.losses += [_loss(one.ref, loss) for loss in (now - one.told).elements()]
         one.told |= now
 
@@ -203,6 +206,8 @@ class WandbReading:
             with self._spooling(one) as spool:
                 for block in again.history() if again is not None else ():
                     spool(block)
+            if again is not None:
+                self._pass_on(one, again)
         path = one.spool
         if path is not None and (size := path.stat().st_size):
             yield Artifact(one.ref.id, HISTORY_JSONL, partial(_opened, path), size, values=True)
@@ -226,7 +231,7 @@ class WandbReading:
             ahead = _Ahead(file.open)
             reason = ahead.look()
             if not reason:
-                made = one.provenance is not None and one.provenance.native and path in (RUN_JSON, HISTORY_JSONL)
+                made = one.provenance is not None and path in (RUN_JSON, HISTORY_JSONL)
                 with ahead:
                     yield Artifact(owner, path, ahead.open, file.size, values=made)
                 return
