@@ -188,6 +188,21 @@ class TestARun:
     def test_a_run_that_is_running_has_no_end(self):
         assert natives.times_of(WandbRun("x", state="running", started=5, runtime=1.0, ended=7)) == (5, None)
 
+    @pytest.mark.parametrize(
+        ("fields", "end"),
+        [
+            ({"ended": 9, "runtime": 1.0}, 9),
+            ({"runtime": 1.5}, 1505),
+            ({"summary": {"_wandb": {"runtime": 2}, "_runtime": 7}}, 2005),
+            ({"summary": {"_runtime": 7.25, "_timestamp": 99}}, 7255),
+            ({"started": None, "summary": {"_runtime": 7, "_timestamp": 99.5}}, 99_500),
+            ({"summary": {"_wandb": 3, "_runtime": "NaN", "_timestamp": float("nan")}}, None),
+            ({"runtime": 1e300, "summary": {"_runtime": 10**400, "_timestamp": True}}, None),
+        ],
+    )
+    def test_an_end_that_nobody_told_follows_from_what_was(self, fields, end):
+        assert natives.times_of(WandbRun("x", **({"started": 5} | fields)))[1] == end
+
     def test_two_params_of_one_name_are_told(self):
         _, losses = natives.run_of(WandbRun("x", config={"a": {"b": 1}, "a.b": 2}), Options())
         assert losses == [Loss("x", "param 'a.b'", losses[0].because)]

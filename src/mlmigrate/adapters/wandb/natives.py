@@ -139,12 +139,16 @@ def tags_of(run: WandbRun) -> dict[str, str]:
 
 
 def times_of(run: WandbRun) -> tuple[int | None, int | None]:
-    """Start and end in ms: what the run says, else what follows from when it was made and how long it took."""
+    """Start and end in ms: what the run says; else the end follows from how long it took, or from its last row."""
     start = run.started if run.started is not None else run.created
-    end = run.ended
-    if end is None and start is not None and run.runtime is not None and math.isfinite(run.runtime):
-        end = start + round(run.runtime * 1000)
-    return start, None if STATUSES.get(run.state) in ("RUNNING", "SCHEDULED") else end
+    if STATUSES.get(run.state) in ("RUNNING", "SCHEDULED"):
+        return start, None
+    if run.ended is not None:
+        return start, run.ended
+    own = run.summary.get("_wandb")
+    took = (run.runtime, own.get("runtime") if isinstance(own, Mapping) else None, run.summary.get("_runtime"))
+    lasted = next((ms for one in took if (ms := _ms(one)) is not None), None)
+    return start, start + lasted if start is not None and lasted is not None else _ms(run.summary.get("_timestamp"))
 
 
 def parent_of(run: WandbRun, options: Options) -> dict[str, str]:
@@ -223,7 +227,9 @@ def summary_points(run: Run, summary: Mapping[str, Any], seen: Seen) -> pa.Recor
     found = {key: value for key, value in numbers_of(summary) if key not in seen.keys}
     if not found:
         return None
-    last, end = summary.get("_step"), run.end if run.end is not None else _ms(summary.get("_timestamp"), seen, run)
+    last = summary.get("_step")
+    ends = (run.end, _ms(summary.get("_timestamp")), _ms(seen.time), run.start)
+    end = next((one for one in ends if one is not None), None)
     step = last if _is_int64(last) else seen.step or 0
     n = len(found)
     columns = {"run": [run.id] * n, "key": list(found), "step": [step] * n, "timestamp": [end] * n}
@@ -247,11 +253,11 @@ def _last(column: pa.Array, before: Any) -> Any:  # noqa: ANN401  int or float
     return there[-1].as_py() if len(there) else before
 
 
-def _ms(seconds: object, seen: Seen, run: Run) -> int | None:
-    for one in (seconds, seen.time):
-        if isinstance(one, int | float) and math.isfinite(one) and abs(one) < 9e15:  # noqa: PLR2004  ms fit an int64
-            return math.floor(one * 1000)
-    return run.start
+def _ms(seconds: object) -> int | None:
+    """Whole milliseconds; None of what is no time."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    return round(seconds * 1000) if abs(seconds) < 9e15 else None  # noqa: PLR2004  ms fit an int64; NaN is not less
 
 
 def _is_int64(value: object) -> bool:
