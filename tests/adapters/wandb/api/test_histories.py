@@ -105,6 +105,20 @@ def test_every_row_comes_in_few_requests(
     assert pages(server) <= most
 
 
+def test_pages_are_asked_for_side_by_side(server: wandbserver.Server, client: Client) -> None:
+    where = put(client, rows_at(range(40_000)))
+    server.latency(0.3)
+    server.forget()
+    try:
+        found, _ = read(client, where, Told(40_000, 39_999, 1))
+    finally:
+        server.latency(0)
+    assert found == expected(range(40_000))
+    starts = [one["time"] for one in server.log() if one["name"] == "HistoryPage"]
+    assert len(starts) == 4
+    assert max(starts) - min(starts) < 0.3
+
+
 def test_a_server_that_gives_fewer_rows_than_asked_for_is_asked_again(
     server: wandbserver.Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,12 +13,14 @@ that the server says there are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import msgspec
 import pyarrow as pa
@@ -43,6 +45,7 @@ FEW_LINES = 2_000  # so many come along with the run
 FEW_EVENTS = 200
 BATCH = 32_768  # rows taken of an export at once
 SPARSE = 20  # steps a row: beyond that, ranges are found by halving
+AHEAD = 4  # pages that are asked for before their turn
 FARTHEST = 1 << 53
 SYSTEM = "system."
 
@@ -266,16 +269,21 @@ class Pages:
             self._cap = len(rows)  # fewer than there are: a sample
         dense = expected == end - first
         waiting = list(reversed(self._ranges(first, end, expected)))
-        while waiting:
-            low, high = waiting.pop()
-            rows = self._page(low, high, min(self._size, high - low) if dense else self._size)
-            middle = _middle(rows, low, high) if self._doubted(rows, low, high, dense) else None
-            if middle is None:
-                yield from self._given(rows)
-                continue
-            if self._asked > most:
-                raise BadData(f"{self._where.run} has more pages of history than {expected} rows can have.")
-            waiting += [(middle, high), (low, middle)]
+        with _Ahead(partial(self._wanted, dense=dense)) as ahead:
+            while waiting:
+                ahead.begin(waiting[-AHEAD:])
+                low, high = waiting.pop()
+                rows = ahead.take(low, high)
+                middle = _middle(rows, low, high) if self._doubted(rows, low, high, dense) else None
+                if middle is None:
+                    yield from self._given(rows)
+                    continue
+                if self._asked > most:
+                    raise BadData(f"{self._where.run} has more pages of history than {expected} rows can have.")
+                waiting += [(middle, high), (low, middle)]
+
+    def _wanted(self, low: int, high: int, *, dense: bool) -> list[str]:
+        return self._page(low, high, min(self._size, high - low) if dense else self._size)
 
     def _ranges(self, first: int, end: int, expected: int | None) -> list[tuple[int, int]]:
         if expected is None or self._cap < self._size or end - first > SPARSE * expected:
@@ -302,6 +310,32 @@ class Pages:
         self.rows += len(rows)
         if rows:
             yield rows
+
+
+class _Ahead:
+    """Pages that are asked for before their turn."""
+
+    def __init__(self, ask: Callable[[int, int], list[str]]) -> None:
+        self._ask = ask
+        self._pool = ThreadPoolExecutor(AHEAD)
+        self._coming: dict[tuple[int, int], Future[list[str]]] = {}
+
+    def begin(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Asks for these; the last is wanted first."""
+        for one in reversed(ranges):
+            if one not in self._coming and len(self._coming) < AHEAD:
+                self._coming[one] = self._pool.submit(self._ask, *one)
+
+    def take(self, low: int, high: int) -> list[str]:
+        """The page of a range."""
+        coming = self._coming.pop((low, high), None)
+        return coming.result() if coming is not None else self._ask(low, high)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def events(
