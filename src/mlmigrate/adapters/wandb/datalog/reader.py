@@ -137,8 +137,8 @@ class Log:
 
     def _finished(self, state: State) -> None:
         """Tells what a whole log would have."""
-        if not self.counts:
-            return
+        if not self._size:
+            return  # that is told already
         if not state.record.run_id:
             self._tell("run record", "there is none: name, config and project are unknown")
         if state.exit is None:

@@ -23,6 +23,8 @@ _NUM = _STEP_NUM = 0x08
 _ITEM, _STEP = 0x0A, 0x12
 _KEY, _NESTED_KEY = 0x0A, 0x12
 _VALUE_JSON = (0x82, 0x01)
+_MORE = 0x80  # the bit of a byte that says: the number goes on
+_LARGEST = 2**31  # bytes that Arrow's offsets reach
 _PADDING = bytes(16)  # a look behind the end finds no tag
 
 Ints = npt.NDArray[np.int64]
@@ -56,6 +58,7 @@ def scan(records: Sequence[bytes], tag: int) -> Found:
     """What is in these records, all of kind `tag`. Raises Unusual."""
     joined = b"".join([*records, _PADDING])
     data = np.frombuffer(joined, np.uint8)
+    _usual(np.array([len(joined) < _LARGEST]))
     stop = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
     at = _message(data, np.concatenate([stop[:1] * 0, stop[:-1]]), stop, tag)
     owner, begin, end, steps, stepped = _fields(data, at, stop)
@@ -83,7 +86,7 @@ def _message(data: Bytes, at: Ints, stop: Ints, tag: int) -> Ints:
         at[numbered] = _varint(data, at[numbered] + 1)[1]
     _usual(data[at] == tag)
     length, at = _varint(data, at + 1)
-    _usual(at + length == stop)
+    _usual((length >= 0) & (at + length == stop))
     return at
 
 
@@ -143,7 +146,7 @@ def _split(data: Bytes, begin: Ints, end: Ints) -> tuple[Ints, Ints]:
 def _varint(data: Bytes, at: Ints) -> tuple[Ints, Ints]:
     """The numbers that begin there, and where they end."""
     value, at = data[at].astype(np.int64), at + 1
-    more, shift = np.flatnonzero(value >= 0x80), 7  # noqa: PLR2004  the bit that says: goes on
+    more, shift = np.flatnonzero(value >= _MORE), 7
     value &= 0x7F
     while more.size:
         _usual(np.array([shift < 64]))  # noqa: PLR2004  bits of a number
@@ -151,7 +154,7 @@ def _varint(data: Bytes, at: Ints) -> tuple[Ints, Ints]:
         byte = data[at[more]].astype(np.int64)
         value[more] |= (byte & 0x7F) << shift
         at[more] += 1
-        more, shift = more[byte >= 0x80], shift + 7  # noqa: PLR2004  as above
+        more, shift = more[byte >= _MORE], shift + 7
     return value, at
 
 
@@ -169,13 +172,18 @@ def _path(encoded: bytes) -> Path:
     keys: dict[int, list[str]] = {_KEY: [], _NESTED_KEY: []}
     at = 0
     while at < len(encoded):
-        length, begin = _varint(np.frombuffer(encoded + _PADDING, np.uint8), np.array([at + 1]))
-        end = int(begin[0] + length[0])
+        tag, length, shift = encoded[at], 0, 0
+        while True:
+            at += 1
+            length |= (encoded[at] & 0x7F) << shift
+            shift += 7
+            if encoded[at] < _MORE:
+                break
         try:
-            keys[encoded[at]].append(encoded[int(begin[0]) : end].decode())
+            keys[tag].append(encoded[at + 1 : at + 1 + length].decode())
         except UnicodeDecodeError as error:
             raise Unusual from error
-        at = end
+        at += 1 + length
     return tuple(keys[_NESTED_KEY] or keys[_KEY][-1:])
 
 

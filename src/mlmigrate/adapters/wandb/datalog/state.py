@@ -155,7 +155,7 @@ class State:
             whole = _value(self._summary.get(path[:n], ""))
             if isinstance(whole, dict):
                 _remove(whole, path[n:])
-                self._set_summary(path[:n], json.dumps(whole))
+                self._summary[path[:n]] = json.dumps(whole)  # it stays before what was told of its parts since
 
     def _take_metric(self, metric: Message) -> None:
         if getattr(metric, "expanded_from_glob", False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ _KEY, _NESTED_KEY, _VALUE_JSON = b"\x0a", b"\x12", b"\x82\x01"  # in an item
 _SECOND, _FIRST_NUMBER, _SECOND_NUMBER = b"\x12", b"\x08", b"\x10"  # step or timestamp, and the numbers in them
 _LONGEST = 32  # no text of a number is as long
 _NUMBER = "-0123456789"
+_LATEST = 253_402_300_800.0  # the year 10000, where protobuf's times end; NaN is not before it either
 
 Ints = npt.NDArray[np.int32]
 
@@ -41,7 +43,8 @@ def events(block: Block, started: float, first: int) -> Iterator[bytes]:
     messages = _messages(block, _STATS_ITEM, _KEY, [])
     times = zip(messages, block.time.to_pylist(), block.runtime.to_pylist(), strict=True)
     for number, (message, time, runtime) in enumerate(times, first):
-        stamp = _stamp(started + (runtime or 0.0) if time is None else time)
+        told = started + (runtime or 0.0) if time is None else time
+        stamp = _stamp(told if abs(told) < _LATEST else started)
         yield _NUM + varint(number) + _bytes(_STATS, _bytes(_SECOND, stamp) + message)
 
 
@@ -130,11 +133,12 @@ def _bytes(tag: bytes, data: bytes) -> bytes:
 
 
 def _stamp(time: float) -> bytes:
-    """A protobuf Timestamp."""
-    seconds = int(time // 1)
-    nanos = round((time - seconds) * 1e9)
-    seconds, nanos = seconds + nanos // 10**9, nanos % 10**9
-    told = _FIRST_NUMBER + varint(seconds) if seconds else b""
+    """A protobuf Timestamp, of the shortest decimals that mean this time."""
+    seconds, rest = divmod(Decimal(repr(time)), 1)
+    if rest < 0:
+        seconds, rest = seconds - 1, rest + 1
+    nanos = int(rest * 10**9)
+    told = _FIRST_NUMBER + varint(int(seconds)) if seconds else b""
     return told + (_SECOND_NUMBER + varint(nanos) if nanos else b"")
 
 
