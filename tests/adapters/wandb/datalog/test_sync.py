@@ -95,10 +95,10 @@ def test_wandb_sync_takes_it_whole(version, tmp_path):
     assert run["files"]["a[1].txt"]["size"] == 5
     assert (run["logged"], run["used"]) == (["team/proj/net:v0"], ["team/proj/data:v0"])
     net = state["artifacts"]["team/proj/net:v0"]
-    assert (net["state"], net["metadata"], net["aliases"], net["producer"]) == (
+    assert (net["state"], net["metadata"], sorted(net["aliases"]), net["producer"]) == (
         "COMMITTED",
         {"k": 1},
-        ["best"],
+        ["best", "latest"],
         "team/proj/abc",
     )
     assert model.read_bytes() == b"weights"
