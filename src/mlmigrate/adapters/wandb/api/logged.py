@@ -308,7 +308,7 @@ class Artifacts:
         self.client.graphql(COMPLETE_MULTIPART, ends)
 
     def _commit(self, given: Draft, id: str) -> None:
-        """Commits; after a lost answer the state is asked for. Raises Unavailable when it comes to no end."""
+        """Commits; after a lost answer the state is asked for. Raises MigrateError when it comes to no end."""
         for n in range(COMMITS):
             try:
                 self.client.graphql(COMMIT_ARTIFACT, {"artifactID": id}, repeat=False)
@@ -316,10 +316,9 @@ class Artifacts:
                 if self._state(id).get("state") == "COMMITTED":
                     return
                 if n == COMMITS - 1:
-                    raise Unavailable(
+                    raise MigrateError(  # the server answers else, so it is not away
                         f"W&B does not commit {given.shown}: {error.message}",
                         "Its files are there; the same command again commits it",
-                        error.after,
                     ) from error
                 time.sleep(min(0.2 * 2**n, 2.0))
             else:

@@ -21,7 +21,8 @@ from mlmigrate.adapters.wandb.api.writes import HISTORY_PAGE, INPUT_ARTIFACTS, O
 from mlmigrate.adapters.wandb.shape import Block, Sheet
 from mlmigrate.errors import Damaged, MigrateError, Unavailable
 
-ROWS_PER_PAGE = 1000
+ROWS_PER_PAGE = 10_000
+LEAST_ROWS = 500  # a page that comes back too short is asked for in halves, for the server may sample; down to this
 BYTES_PER_PAGE = 2 << 20
 FILES_PER_LOOK = 100  # of one run among others; more are asked for on their own
 ARTIFACTS_PER_PAGE = 200
@@ -86,7 +87,7 @@ class Proof:
                 continue
             found = told(one, seen) + history(one, seen) + events(one, seen) + self._files(one, seen)
             if not found:
-                found = self._artifacts(one) + self._rows(one)
+                found = self._artifacts(one) + self._rows(one, seen)
             yield one, found
 
     def _look(self, written: Sequence[Written]) -> list[dict[str, Any] | None]:
@@ -147,9 +148,9 @@ class Proof:
                 return
             given["cursor"] = page["pageInfo"]["endCursor"]
 
-    def _rows(self, one: Written) -> list[str]:
-        """The rows of a run too large for one look."""
-        if one.lines is not None:
+    def _rows(self, one: Written, seen: Row) -> list[str]:
+        """The rows that one look did not bring."""
+        if one.lines is not None and len(seen.get("history") or ()) >= len(one.lines):
             return []
         difference = self.compare(one.where, one.sheet.history(one.proven), one.sheet.rows - one.proven, one.proven)
         return [difference] if difference else []
@@ -157,24 +158,35 @@ class Proof:
     def compare(self, where: Where, blocks: Iterator[Block], rows: int, first: int = 0) -> str:
         """What differs first among so many rows; "" for nothing."""
         for page in pages(blocks, rows):
-            variables = {"entity": where.entity, "project": where.project, "run": where.id, "minStep": page.first}
-            variables |= {"maxStep": page.last + 1, "pageSize": len(page.lines) + 10}
-            data = self.client.graphql(HISTORY_PAGE, variables)
-            got = ((data.get("project") or {}).get("run") or {}).get("history") or []
-            difference = lines_differ(page.lines, got, first)
+            difference = self._compare(where, page, first)
             if difference:
                 return difference
             first += len(page.lines)
         return ""
 
+    def _compare(self, where: Where, page: Page, first: int) -> str:
+        rows = len(page.lines)
+        variables: dict[str, Any] = {"entity": where.entity, "project": where.project, "run": where.id}
+        variables |= {"minStep": page.steps[0], "maxStep": page.steps[-1] + 1, "pageSize": rows + 10}
+        data = self.client.graphql(HISTORY_PAGE, variables)
+        got = ((data.get("project") or {}).get("run") or {}).get("history") or []
+        if len(got) >= rows or rows <= LEAST_ROWS:
+            return lines_differ(page.lines, got, first)
+        half = rows // 2
+        left, right = page.part(0, half), page.part(half, rows)
+        return self._compare(where, left, first) or self._compare(where, right, first + half)
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Lines that follow each other, and the steps of the first and the last."""
+    """Lines that follow each other, and their steps."""
 
     lines: Sequence[bytes]
-    first: int
-    last: int
+    steps: Sequence[int]
+
+    def part(self, start: int, end: int) -> Page:
+        """Some of them."""
+        return Page(self.lines[start:end], self.steps[start:end])
 
 
 def pages(blocks: Iterator[Block], rows: int) -> Iterator[Page]:
@@ -183,7 +195,7 @@ def pages(blocks: Iterator[Block], rows: int) -> Iterator[Page]:
         lines, _ = history_lines(block)
         steps = block.step.to_pylist()
         for start, end in _bounds(lines[:rows]):
-            yield Page(lines[start:end], steps[start], steps[end - 1])
+            yield Page(lines[start:end], steps[start:end])
         rows -= len(lines)
         if rows <= 0:
             return
@@ -232,15 +244,16 @@ def _config_differs(sent: Mapping[str, Any], got: Mapping[str, Any]) -> list[str
 
 
 def history(one: Written, seen: Row) -> list[str]:
-    """What differs of the rows; of large runs only how many there are."""
+    """What differs of the rows; only how many there are where the look did not bring all of them."""
     count = seen.get("historyLineCount") or 0
     if count > one.sheet.rows:
         return [f"{TOO_MANY} of history: {count}, {one.sheet.rows} were sent"]
     if count != one.sheet.rows:
         return [f"there are {count} lines of history, {one.sheet.rows} were sent"]
-    if one.lines is None:
+    got = seen.get("history") or []
+    if one.lines is None or len(got) < len(one.lines):
         return []
-    difference = lines_differ(one.lines, seen.get("history") or [], 0)
+    difference = lines_differ(one.lines, got, one.proven)
     return [difference] if difference else []
 
 

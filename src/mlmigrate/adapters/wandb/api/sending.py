@@ -92,6 +92,7 @@ class Sending:
     artifacts: Artifacts
     proof: Proof
     losses: list[Loss] = field(default_factory=list)
+    blames: bool = False
     waiting: list[tuple[Where, Version]] = field(default_factory=list)  # uses of what nobody made yet
     _large: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(LARGE_AT_ONCE))
 
@@ -108,12 +109,20 @@ class Sending:
                 round_.ids[sheet.origin] = there.id
         round_.run(todo)
         if round_.errors:
-            raise round_.errors[0]
+            raise self._blamed(round_.errors[0], arrived=len(round_.ids) > len(sheets) - len(todo))
         return round_.ids
 
+    def _blamed(self, error: BaseException, *, arrived: bool) -> BaseException:
+        """Where other runs arrive the server is not away: then it is this run that fails, and not the whole pack."""
+        if isinstance(error, Unavailable) and arrived and self.blames:
+            blamed = MigrateError(error.message, error.hint)
+            blamed.__cause__ = error
+            return blamed
+        return error
+
     def for_a_pack(self) -> Sending:
-        """The same, with losses of its own."""
-        return replace(self, losses=[])
+        """The same, with losses of its own. What fails alone in a pack is to blame for it."""
+        return replace(self, losses=[], blames=True)
 
     def _whole(self, sheet: Sheet) -> Existing | None:
         for run in self.there.of(sheet.origin):
@@ -502,7 +511,10 @@ def _generation(config: Mapping[str, Any]) -> int:
 
 
 def _told(run: WandbRun, config: Mapping[str, Any]) -> list[Bytes]:
-    """The files that W&B's SDK writes of every run."""
+    """The files that W&B's SDK writes of every run; one that stands for an experiment has no page to be looked at."""
+    told = of_config(run.config.get(KEY))
+    if told is not None and told.kind != "run":
+        return []
     metadata = dict(run.metadata) or {
         name: value for name, value in (("host", run.host), ("program", run.program), ("args", list(run.args))) if value
     }

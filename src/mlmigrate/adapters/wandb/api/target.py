@@ -111,7 +111,7 @@ class WandbTarget:
     def prepare(self, experiments: Sequence[Experiment]) -> Sequence[Loss]:
         """Makes the projects, and in each the run that tells of its experiment. Raises Conflict."""
         losses = self._settle(experiments)
-        sending = self.sending.for_a_pack()
+        sending = replace(self.sending, losses=[])
         sending.deliver(experiment_sheets(experiments, self.homes))
         return [*losses, *sending.losses]
 
