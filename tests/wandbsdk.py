@@ -77,9 +77,9 @@ def env(folder: Path, server: Server) -> dict[str, str]:
         "HOME": str(folder),
         "WANDB_DIR": str(folder),
         "WANDB_SILENT": "true",
-        "WANDB_X_GRAPHQL_RETRY_MAX": "2",
-        "WANDB_X_FILE_STREAM_RETRY_MAX": "2",
-        "WANDB_X_FILE_TRANSFER_RETRY_MAX": "2",
+        "WANDB_X_GRAPHQL_RETRY_MAX": "1",
+        "WANDB_X_FILE_STREAM_RETRY_MAX": "1",
+        "WANDB_X_FILE_TRANSFER_RETRY_MAX": "1",
         **server.env,
         "NO_PROXY": "127.0.0.1",
     }

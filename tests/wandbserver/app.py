@@ -142,6 +142,9 @@ class App:
     def _route(self, request: Request, payload: dict[str, Any] | None) -> Reply:
         if request.path.startswith(PREFIX):
             return self.uploads.answer(request)
+        return self._server(request, payload)
+
+    def _server(self, request: Request, payload: dict[str, Any] | None) -> Reply:
         if not self._known(request):
             told = {"message": "user is not logged in", "path": [], "extensions": {"code": "PERMISSION_ERROR"}}
             return Reply(401, _encode({"errors": [told], "data": None}))

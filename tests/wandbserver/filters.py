@@ -27,7 +27,7 @@ _NAMES: dict[str, Callable[[Run], Any]] = {
     "heartbeat_at": lambda run: run.heartbeat,
 }
 _TESTS: dict[str, Callable[[Any, Any], bool]] = {
-    "$eq": lambda value, wanted: _same(value, wanted),
+    "$eq": lambda value, wanted: _same(value, wanted),  # noqa: PLW0108  it is made below
     "$ne": lambda value, wanted: not _same(value, wanted),
     "$in": lambda value, wanted: any(_same(value, one) for one in wanted),
     "$nin": lambda value, wanted: not any(_same(value, one) for one in wanted),

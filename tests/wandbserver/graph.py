@@ -120,7 +120,7 @@ class Root:
 
     def __getattr__(self, name: str) -> Any:
         change = RUNS.get(name) or ARTIFACTS[name]
-        return lambda info, input: change(self.world, input)
+        return lambda info, **given: change(self.world, given["input"])
 
     def viewer(self, info: Any) -> UserNode:
         return UserNode(self.world, None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .nodes import ProjectNode, RunNode, World, sweep_of, upload_url
-from .store import Project, Refused, Run, Sweep, now, strict_json
+from .store import Project, Refused, Run, Sweep, decode, now, strict_json
 
 CONFIG_BYTES = 10 * 2**20  # W&B's guidance; here a bound
 STATES = ("pending", "running", "finished", "failed", "crashed", "killed", "preempting", "preempted")
@@ -159,10 +159,8 @@ def mark_run_files_uploaded(world: World, given: dict[str, Any]) -> dict[str, An
 
 
 def delete_files(world: World, given: dict[str, Any]) -> dict[str, Any]:
-    from .store import decode
-
-    for id in given["files"]:
-        entity, project, run, name = decode(id).removeprefix("File:").split("/", 3)
+    for one in given["files"]:
+        entity, project, run, name = decode(one).removeprefix("File:").split("/", 3)
         world.store.the_run(entity, project, run).files.pop(name, None)
     return {"success": True}
 

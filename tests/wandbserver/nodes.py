@@ -1,5 +1,5 @@
 """What GraphQL sees: one small class over each thing of the store, in the schema's own words."""
-# ruff: noqa: N802, N803  names are those of the schema
+# ruff: noqa: N802, N803, N815  names are those of the schema
 
 from __future__ import annotations
 
@@ -529,15 +529,7 @@ class SweepNode(Node):
     def runCount(self, info: Any) -> int:
         return len(self._runs())
 
-    def runs(
-        self,
-        info: Any,
-        first: int | None = None,
-        after: str | None = None,
-        before: str | None = None,
-        last: int | None = None,
-        order: str | None = None,
-    ) -> dict[str, Any]:
+    def runs(self, info: Any, first: int | None = None, after: str | None = None) -> dict[str, Any]:
         return connection(self._runs(), lambda one: RunNode(self.world, one), after, first)
 
 

@@ -8,6 +8,7 @@ any order, what lies between is empty.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -85,7 +86,7 @@ def _steps(store: Store, run: Run, chunk: Chunk) -> list[int]:
     if store.strict_steps:
         before, after = run.steps[: chunk.offset][-1:], run.steps[chunk.offset + len(steps) :][:1]
         row = [*before, *steps, *after]
-        wrong = next((b for a, b in zip(row, row[1:], strict=False) if b <= a), None)
+        wrong = next((b for a, b in itertools.pairwise(row) if b <= a), None)
         if wrong is not None:
             raise Refused(f"_step {wrong} of {run.path} is not past the step before it")
     return steps

@@ -89,7 +89,7 @@ class Uploads:
         digest = hashlib.md5(request.body).digest()
         md5 = base64.b64encode(digest).decode()
         told = request.headers.get("content-md5", slot.md5 or md5)
-        if md5 not in (slot.md5 or md5,) or told != md5:
+        if md5 != (slot.md5 or md5) or told != md5:
             return _denied(400, "BadDigest", f"The Content-MD5 you specified did not match: {slot.md5 or told}")
         self.store.blobs[md5] = request.body
         slot.put(md5, len(request.body))

@@ -22,6 +22,7 @@ _NAME = re.compile(r"[\w.-]{1,128}")
 _TYPE = re.compile(r"[^/:]{1,128}")
 _TAG = re.compile(r"[-\w]+( +[-\w]+)*")
 _VERSION = re.compile(r"v\d+")
+_MD5 = re.compile(r"[A-Za-z0-9+/]{22}==")
 METADATA_KEYS = 100
 
 
@@ -164,11 +165,8 @@ def create_files(world: World, given: dict[str, Any]) -> dict[str, Any]:
 
 def _file(world: World, spec: dict[str, Any]) -> dict[str, Any]:
     artifact, md5 = _pending(world, spec["artifactID"]), spec["md5"]
-    try:
-        if len(base64.b64decode(md5, validate=True)) != 16:
-            raise ValueError
-    except ValueError:
-        raise Refused(f"invalid md5 {md5!r} of {spec['name']}") from None
+    if not _MD5.fullmatch(md5):
+        raise Refused(f"invalid md5 {md5!r} of {spec['name']}")
     birth = artifact.sequence.birth.get(md5)
     path = f"wandb_artifacts/{artifact.number}/{base64.b64decode(md5).hex()}"
     node = {"id": encode(path), "name": spec["name"], "storagePath": path, "sizeBytes": 0, "directUrl": ""}

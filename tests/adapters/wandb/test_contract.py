@@ -1,4 +1,4 @@
-"""What the contract server refuses, keeps and tells: asked by hand, so that tests which pass against it mean something."""
+"""What the contract server refuses, keeps and tells, asked by hand: what passes against it means something."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import urllib3
+
 import wandbserver
 
 pytestmark = pytest.mark.slow
@@ -33,8 +34,8 @@ FILES = """mutation CreateArtifactFiles($artifactFiles: [CreateArtifactFileSpecI
     storagePath uploadUrl uploadHeaders uploadMultipartUrls { uploadID uploadUrlParts { partNumber uploadUrl } }
     artifact { id } } } } } }"""
 COMPLETE = """mutation CompleteMultipartUploadArtifact($completedParts: [UploadPartsInput!]!, $artifactID: ID!,
-  $storagePath: String!, $uploadID: String!) { completeMultipartUploadArtifact(input: {completeMultipartAction: Complete,
-    completedParts: $completedParts, artifactID: $artifactID, storagePath: $storagePath, uploadID: $uploadID}) {
+  $storagePath: String!, $uploadID: String!) { completeMultipartUploadArtifact(input: {
+    completeMultipartAction: Complete, completedParts: $completedParts, artifactID: $artifactID, storagePath: $storagePath, uploadID: $uploadID}) {
     digest } }"""
 COMMIT = "mutation CommitArtifact($id: ID!) { commitArtifact(input: {artifactID: $id}) { artifact { id digest } } }"
 USE = "mutation UseArtifact($input: UseArtifactInput!) { useArtifact(input: $input) { artifact { id } } }"
@@ -394,7 +395,8 @@ class TestReadingHistory:
     def test_system_metrics_are_sampled(self, client):
         lines = [json.dumps({"_runtime": n, "system.cpu": n}) for n in range(10)]
         client.stream({"files": {"wandb-events.jsonl": {"offset": 0, "content": lines}}})
-        query = 'query RunFullHistory($n: Int) { project(name: "p", entityName: "team") { run(name: "r") { events(samples: $n) } } }'
+        query = """query RunFullHistory($n: Int) {
+          project(name: "p", entityName: "team") { run(name: "r") { events(samples: $n) } } }"""
         events = client.get(query, n=3)["project"]["run"]["events"]
         assert [json.loads(line)["system.cpu"] for line in events] == [0, 4, 9]
         assert client.get(query, n=10)["project"]["run"]["events"] == lines
@@ -510,8 +512,8 @@ class TestArtifacts:
         assert client.ask(COMMIT, id="QXJ0aWZhY3Q6OTk=")[0] == 404
 
     def test_a_commit_sent_again_changes_nothing(self, client, server):
-        id = client.log(one=b"1")
-        client.get(COMMIT, id=id)
+        version = client.log(one=b"1")
+        client.get(COMMIT, id=version)
         assert list(server.state()["artifacts"]) == ["team/p/a:v0"]
 
     @pytest.mark.parametrize(
@@ -538,9 +540,9 @@ class TestArtifacts:
         assert client.ask(CREATE, input=right | given)[0] == status
 
     def test_a_run_uses_a_version(self, client, server):
-        id = client.log(one=b"1")
+        version = client.log(one=b"1")
         client.run("r2")
-        given = {"entityName": "team", "projectName": "p", "runName": "r2", "artifactID": id}
+        given = {"entityName": "team", "projectName": "p", "runName": "r2", "artifactID": version}
         for _ in range(2):
             client.get(USE, input=given)
         assert server.state()["artifacts"]["team/p/a:v0"]["consumers"] == ["team/p/r2"]

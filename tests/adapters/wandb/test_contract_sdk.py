@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import wandbsdk
 import wandbserver
 
@@ -22,7 +23,8 @@ import math, pathlib, wandb
 wandb.login(verify=True)
 pathlib.Path("f.txt").write_text("hello")
 with wandb.init(
-    project="p", id="r1", name="nice", config={"a": 1, "n": {"b": 2.5}}, tags=["t"], notes="note", group="g", job_type="j"
+    project="p", id="r1", name="nice", config={"a": 1, "n": {"b": 2.5}}, tags=["t"], notes="note", group="g",
+    job_type="j",
 ) as run:
     run.define_metric("d/*", step_metric="loss")
     for i in range(10):
@@ -83,7 +85,7 @@ told = {
     "downloaded": open("dl/f.txt").read(),
     "logged": [one.name for one in r1.logged_artifacts()],
     "used": [one.name for one in r2.used_artifacts()],
-    "artifact": [art.source_name, art.type, art.version, sorted(art.aliases), art.metadata, art.description, art.tags, art.state],
+    "artifact": [art.source_name, art.type, art.version, art.aliases, art.metadata, art.description, art.tags, art.state],
     "lineage": [art.logged_by().id, [one.id for one in art.used_by()]],
     "entries": {name: [entry.digest, entry.size, entry.ref] for name, entry in art.manifest.entries.items()},
     "types": [one.name for one in api.artifact_types("team/p")],
