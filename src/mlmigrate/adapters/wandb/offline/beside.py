@@ -17,7 +17,7 @@ from mlmigrate.adapters.wandb.offline.files import read
 from mlmigrate.adapters.wandb.shape import File
 
 LARGEST = 16 << 20
-_MOST = 1_000_000  # values in one file: YAML's aliases make many of few
+_MOST = 250_000  # values in one file: YAML's aliases make many of few
 _DEEPEST = 64
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
