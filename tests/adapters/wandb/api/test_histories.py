@@ -167,6 +167,12 @@ def test_a_server_without_end_is_not_followed_without_end(
     assert len(asked) < 1000
 
 
+def test_a_last_step_that_was_told_too_early_loses_nothing(server: wandbserver.Server, client: Client) -> None:
+    where = put(client, rows_at(range(100)))
+    assert read(client, where, Told(100, 49, 1)) == (expected(range(100)), [])
+    assert read(client, where, Told(100, -1, 1)) == (expected(range(100)), [])
+
+
 def test_steps_that_repeat_and_go_back_are_all_read(server: wandbserver.Server, client: Client) -> None:
     server.switch(strict_steps=False)
     where = put(client, rows_at([0, 0, 5, 3, 3, 4]))

@@ -416,25 +416,43 @@ with wandb.init(project="models", id="one") as run:
 class TestOddServers:
     """What an older server, or a run that changes meanwhile, makes of it."""
 
-    def test_parts_that_a_server_does_not_know_are_told(
+    @pytest.mark.parametrize(
+        "error", [Unsupported("Cannot query field"), Refused("not yours"), Unavailable("timed out")]
+    )
+    def test_one_part_that_is_not_to_be_had_does_not_stop_the_others(
+        self, server: wandbserver.Server, monkeypatch: pytest.MonkeyPatch, error: MigrateError
+    ) -> None:
+        with closing(source(tries=1)) as opened:
+            refs, asked = list(opened.refs()), opened._client._graphql
+
+            def picky(name: str, body: bytes) -> dict[str, Any]:
+                alone = b"outputArtifacts" not in body
+                if b"inputArtifacts" in body and not (alone and isinstance(error, Unavailable)):
+                    raise error
+                return asked(name, body)
+
+            monkeypatch.setattr(opened._client, "_graphql", picky)
+            with opened.read(refs) as read:
+                assert len(files(read)) > 20
+                told = [] if isinstance(error, Unavailable) else ["r0", "r1", "r2"]
+                assert [(loss.run, loss.what) for loss in read.losses] == [
+                    (id_, "artifacts that it used") for id_ in told
+                ]
+
+    def test_a_server_without_filters_is_asked_run_by_run(
         self, server: wandbserver.Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with closing(source()) as opened:
             refs, asked = list(opened.refs()), opened._client._graphql
 
             def older(name: str, body: bytes) -> dict[str, Any]:
-                if b"inputArtifacts" in body:
-                    raise Unsupported("Cannot query field 'inputArtifacts'")
+                if b"$in" in body:
+                    raise MigrateError("filters are no JSON")
                 return asked(name, body)
 
             monkeypatch.setattr(opened._client, "_graphql", older)
             with opened.read(refs) as read:
-                assert len(files(read)) > 20
-                assert [(loss.run, loss.what) for loss in read.losses] == [
-                    ("r0", "used"),
-                    ("r1", "used"),
-                    ("r2", "used"),
-                ]
+                assert [run.id for run in read.runs] == ["r0", "r1", "r2"]
 
     def test_a_run_that_was_deleted_meanwhile_is_left_out_and_told(
         self, server: wandbserver.Server, tmp_path: Path

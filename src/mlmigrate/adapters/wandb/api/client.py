@@ -176,6 +176,7 @@ class Client:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip", "Authorization": self._key}
         with self._answered(_Call(name, "POST", target, True, headers, body)) as response:
             data = response.read(LARGEST_ANSWER + 1, decode_content=True)
+        self.throttle.payload(len(data))
         if len(data) > LARGEST_ANSWER:
             raise BadData(f"{self.base_url} gave an answer to {name} of more than {LARGEST_ANSWER >> 20} MiB.")
         try:

@@ -127,11 +127,17 @@ class History:
         if live is not None and exports.last is not None and live <= exports.last:
             first = live
         pages = Pages(self.client, self.where, page_size(self.told.keys))
-        for rows in pages.scan(first, max(last, live or 0) + 1, left):
+        end = max(last, live or 0) + 1
+        for rows in pages.scan(first, end, left):
             yield exports.without(_block(rows))
-        if left is not None and pages.rows < left and exports.last is None:
-            for rows in pages.scan(-FARTHEST, 0, left - pages.rows):  # steps before 0 are no use of W&B's, but happen
-                yield _block(rows)
+        yield from self._beyond(pages, end, left)
+
+    def _beyond(self, pages: Pages, end: int, left: int | None) -> Iterator[Block]:
+        """Rows after the last step that was told, which may be an older one, and before the first that W&B counts."""
+        for low, high in ((end, FARTHEST), (-FARTHEST, 0)):
+            if left is not None and pages.rows < left:
+                for rows in pages.scan(low, high, left - pages.rows):
+                    yield _block(rows)
 
     def _exports(self, stack: ExitStack) -> tuple[Exports, int | None]:
         """The exports, and the first step that may not be in them."""

@@ -33,7 +33,10 @@ def entity_of(client: Client, spot: Spot) -> str:
     viewer = client.graphql(operations.VIEWER).get("viewer")
     if not isinstance(viewer, dict):
         raise Refused(f"{client.base_url} does not know the API key.", "Set WANDB_API_KEY to a key of this server")
-    return spot.entity or str(viewer.get("entity") or "")
+    found = spot.entity or str(viewer.get("entity") or "")
+    if not found:
+        raise NotFound(f"{client.base_url} tells no entity of this API key.", "Name one: wandb:ENTITY/PROJECT")
+    return found
 
 
 def projects(client: Client, entity: str) -> list[Project]:
@@ -187,7 +190,9 @@ def _named(entity: str, project: str) -> dict[str, str]:
 
 
 def _project(node: Json, entity: str) -> Project:
-    return Project(entity, str(node.get("name") or ""), milliseconds(node.get("createdAt")))
+    return Project(
+        str(node.get("entityName") or entity), str(node.get("name") or ""), milliseconds(node.get("createdAt"))
+    )
 
 
 def _sweep(node: Json, entity: str, project: str) -> Sweep:

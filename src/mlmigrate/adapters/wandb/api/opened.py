@@ -30,11 +30,13 @@ from mlmigrate.adapters.wandb.api.versions import (
     version_of,
 )
 from mlmigrate.adapters.wandb.shape import Block, File, Opener, Version
-from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused, Unavailable
+from mlmigrate.errors import BadData, MigrateError, NotFound, Refused
 from mlmigrate.model import Loss
 
 FILES, VERSIONS, LINES = 200, 50, 1000  # in a page
 OUTPUT, METADATA = "output.log", "wandb-metadata.json"
+CALLED = {"history": "history", "events": "system metrics", "files": "files of the run page",
+          "logged": "artifacts that it logged", "used": "artifacts that it used"}  # fmt: skip
 LARGEST_METADATA = 4 << 20
 _SPOOL = 1 << 20
 Json = Mapping[str, Any]
@@ -73,7 +75,7 @@ def open_run(client: Client, listed: Listed, sweep: Json | None = None) -> Onlin
     losses: list[Loss] = []
     answer = look(client, where, listed, losses)
     opened = OnlineRun(client, where, listed, answer, losses)
-    files = _files(client, where, answer)
+    files = _files(client, where, answer, live=listed.live)
     logged = _versions(client, where, answer, "outputArtifacts", operations.LOGGED)
     used = _versions(client, where, answer, "inputArtifacts", operations.USED)
     console = _console(client, where, answer, files)
@@ -106,9 +108,7 @@ def look(client: Client, where: Where, listed: Listed, losses: list[Loss]) -> di
     }
     try:
         return _look(client, where, parts, variables)
-    except (NotFound, Refused, Unavailable, Conflict, BadData):
-        raise
-    except MigrateError:
+    except MigrateError:  # too much at once, or one part that is not for us
         return _look_singly(client, where, parts, variables, losses)
 
 
@@ -121,21 +121,22 @@ def _look(client: Client, where: Where, parts: Sequence[str], variables: Json) -
 def _look_singly(
     client: Client, where: Where, parts: Sequence[str], variables: Json, losses: list[Loss]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Raises what is wrong with the run; a part that cannot be had is told of."""
+    found = _look(client, where, ["lines"], variables)
     for part in parts:
         try:
-            found |= _look(client, where, [part], variables)
-        except Unsupported as error:
-            losses.append(Loss(where.run, part, f"this server does not tell it: {error.message}"))
+            found |= {} if part == "lines" else _look(client, where, [part], variables)
+        except (Unsupported, Refused, NotFound) as error:
+            losses.append(Loss(where.run, CALLED[part], f"the server does not tell it: {error.message}"))
     return found
 
 
-def _files(client: Client, where: Where, answer: Json) -> list[File]:
-    """The files of the run page."""
+def _files(client: Client, where: Where, answer: Json, *, live: bool) -> list[File]:
+    """The files of the run page. Those of a run that goes on may change before they are read."""
     urls = Urls(lambda: {str(one["name"]): str(one["directUrl"]) for one in _all_files(client, where)}, complete=True)
     page = answer.get("files") or {}
     found = _pages(client, where, page, "files", operations.FILES, "fileCursor", {"fileLimit": FILES})
-    return [_file(client, urls, node) for node in found]
+    return [_file(client, urls, {**node, "md5": ""} if live else node) for node in found]
 
 
 def _file(client: Client, urls: Urls, node: Json) -> File:

@@ -28,7 +28,7 @@ from mlmigrate.adapters.wandb.provenance import MODEL_TYPE
 from mlmigrate.adapters.wandb.reading import WandbReading
 from mlmigrate.adapters.wandb.shape import Opened, Version
 from mlmigrate.address import Address
-from mlmigrate.errors import NotFound
+from mlmigrate.errors import MigrateError, NotFound, Refused, Unavailable
 from mlmigrate.model import Experiment, Loss, RunRef
 
 AHEAD = 16  # runs that are looked at at once
@@ -221,7 +221,13 @@ class Pack:
                 self._coming[coming.origin] = self._pool.submit(self._look, where)
 
     def _list(self, path: Path, ids: Sequence[str]) -> dict[str, Listed]:
-        return {one.run.id: one for one in listing.list_runs(self.client, *path, ids)}
+        """Runs of one project by id; those that are missing are asked for singly."""
+        try:
+            return {one.run.id: one for one in listing.list_runs(self.client, *path, ids)}
+        except (Refused, Unavailable):
+            raise
+        except MigrateError:  # a server that has no such filter
+            return {}
 
     def _look(self, where: Where) -> OnlineRun | None:
         path = Path(where.entity, where.project)
