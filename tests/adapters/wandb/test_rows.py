@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from mlmigrate import model
 from mlmigrate.adapters.wandb import blocks
 from mlmigrate.adapters.wandb.rows import Rows
+from mlmigrate.adapters.wandb.sorting import Chunks
+from mlmigrate.errors import DiskFull
 from mlmigrate.model import POINTS
 
 COLUMNS = [name for name in POINTS.names if name != "run"]
@@ -109,7 +112,7 @@ def expected_rows(points):
     return [rows[row] for row in sorted(rows)]
 
 
-LOOSELY = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LOOSELY = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class TestNothingIsLost:
@@ -327,3 +330,10 @@ def test_closed_rows_leave_no_file(tmp_path):
     assert list(tmp_path.rglob("*.arrow"))
     rows.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_told_as_such():
+    chunks = Chunks(Path("/dev/full"))
+    with pytest.raises(DiskFull, match="No space is left"):
+        chunks.write({"a": np.random.default_rng(0).integers(0, 2**62, 1_000_000)})

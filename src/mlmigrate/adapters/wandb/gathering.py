@@ -96,6 +96,9 @@ class Gathered:
         """A column of a table."""
         rows = np.flatnonzero(np.asarray(array.is_valid())).astype(np.int32)
         present = array.drop_null()
+        if key == STEP_KEY and pa.types.is_signed_integer(array.type):
+            self._step[0][rows], self._step[1][rows] = np.asarray(present), True
+            return
         if not _is_number(array.type) or key == STEP_KEY:
             for number, value in zip(rows.tolist(), present.to_pylist(), strict=True):
                 self.one(number, key, value)
@@ -128,7 +131,7 @@ class Gathered:
         rows, keys, values = (np.array(c, t) for c, t in zip(self._single, ("i4", "i4", "f8"), strict=True))
         pieces = [*self._pieces, (rows, keys, values)] if len(rows) or not self._pieces else self._pieces
         row, key, value = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        if len(pieces) > 1:
+        if (row[1:] < row[:-1]).any():
             order = np.argsort(row, kind="stable")
             row, key, value = row[order], key[order], value[order]
         step, known = self._step

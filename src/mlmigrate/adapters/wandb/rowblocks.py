@@ -7,7 +7,6 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,46 +17,48 @@ from mlmigrate.adapters.wandb.gathering import sound
 from mlmigrate.adapters.wandb.moments import F64, NO_MICRO, NOTHING, Ints
 from mlmigrate.adapters.wandb.provenance import DATASET_DIGEST, DATASET_NAME, MODEL, STEP, SYSTEM, TIME
 from mlmigrate.adapters.wandb.shape import Block, Other
-from mlmigrate.adapters.wandb.sorting import Slab
+from mlmigrate.adapters.wandb.sorting import Slab, explained
 
 _HEAD = struct.Struct("<dI")  # before each text: runtime (NaN for none), length
+_TEXTS_HELD = 1 << 20  # bytes
 _LINKS = (DATASET_NAME, DATASET_DIGEST, MODEL)
 
 Link = tuple[str | None, ...]
 
 
 class Texts:
-    """A file of the values that are no numbers, each with the runtime of its row."""
+    """A file of the values that are no numbers, each with the runtime of its row. It is open only while it is used."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._size = file, 0
-        self._writing: BinaryIO | None = None
-        self._reading: BinaryIO | None = None
+        self._held: list[bytes] = []
+        self._held_from = 0
 
     def put(self, runtime: float, text: str) -> int:
         """Keeps a text; where it lies."""
-        if self._writing is None:
-            self._writing = self._file.open("wb")
         data, at = sound(text).encode(), self._size
-        self._writing.write(_HEAD.pack(runtime, len(data)) + data)
-        self._size += _HEAD.size + len(data)
+        self._held.append(_HEAD.pack(runtime, len(data)) + data)
+        self._size += len(self._held[-1])
+        if self._size - self._held_from > _TEXTS_HELD:
+            self._flush()
         return at
 
-    def get(self, at: int) -> tuple[float, str]:
-        """The runtime and the text that lie there."""
-        if self._reading is None:
-            self._reading = self._file.open("rb")
-        if self._writing is not None:
-            self._writing.flush()
-        self._reading.seek(at)
-        runtime, length = _HEAD.unpack(self._reading.read(_HEAD.size))
-        return runtime, self._reading.read(length).decode()
+    def get(self, places: Sequence[int]) -> Iterator[tuple[float, str]]:
+        """The runtimes and texts that lie there."""
+        if not places:
+            return
+        self._flush()
+        with self._file.open("rb") as file:
+            for at in places:
+                file.seek(at)
+                runtime, length = _HEAD.unpack(file.read(_HEAD.size))
+                yield runtime, file.read(length).decode()
 
-    def close(self) -> None:
-        """Neither reads nor writes any more."""
-        for file in (self._writing, self._reading):
-            if file is not None:
-                file.close()
+    def _flush(self) -> None:
+        if self._held:
+            with explained(self._file), self._file.open("ab") as file:
+                file.writelines(self._held)
+            self._held, self._held_from = [], self._size
 
 
 class Blocks:
@@ -101,8 +102,8 @@ class Blocks:
         since = ms.astype(np.float64) - (math.nan if self._start is None else self._start)
         runtime = np.where(micro == NOTHING, math.nan, (since * 1000 + np.where(micro > NO_MICRO, micro, 0)) / 1e6)
         found: list[Other] = []
-        for row, key, at in rows.others():
-            told, text = self._texts.get(at)
+        others = [*rows.others()]
+        for (row, key, _), (told, text) in zip(others, self._texts.get([at for *_, at in others]), strict=True):
             found.append(Other(row, keys[key], text))
             runtime[row] = runtime[row] if math.isnan(told) else told
         return runtime, [*found, *self._linked(rows)]

@@ -27,7 +27,18 @@ from mlmigrate.adapters.wandb.moments import NO_MICRO, NOTHING, WHOLE_OF_NOTHING
 from mlmigrate.adapters.wandb.provenance import SYSTEM
 from mlmigrate.adapters.wandb.rowblocks import Blocks, Link, Texts
 from mlmigrate.adapters.wandb.shape import Block
-from mlmigrate.adapters.wandb.sorting import Chunks, Slab, Sorter, changes, chosen, cut, joined, length, ordered
+from mlmigrate.adapters.wandb.sorting import (
+    Chunks,
+    Slab,
+    Sorter,
+    changes,
+    chosen,
+    cut,
+    explained,
+    joined,
+    length,
+    ordered,
+)
 
 # Columns of slabs: the time and the step of a point (see moments), the number of its dataset and model in `_Names`,
 # twice the number of its key, plus one for what is no number: then `value` is where its text lies.
@@ -60,8 +71,9 @@ class Rows:
     """
 
     def __init__(self, folder: Path, start: int | None, in_memory: int = 500_000) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="rows-", dir=folder))
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix="rows-", dir=folder))
         self._start, self._in_memory = start, in_memory
         self._history, self._events = (Sorter(self._folder, name, in_memory) for name in ("history", "events"))
         self._names, self._latest, self._texts = _Names(), _Latest(), Texts(self._folder / "texts")
@@ -103,7 +115,6 @@ class Rows:
 
     def close(self) -> None:
         """Takes the files away; what `sorted` gave cannot be used any more."""
-        self._texts.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _points(self, slab: Slab) -> None:
@@ -139,6 +150,7 @@ class Rows:
         rows = _numbered(_regrouped(_counted(sorter.sorted(by, ranks)), by, huge))
         for slab in _whole_rows(_increasing(rows) if by == _NATIVE else rows):
             store.add(slab)
+        store.close()
         return store
 
 
@@ -278,6 +290,11 @@ class _Store:
             self._held.append(slab)
         else:
             self._file.write(slab)
+
+    def close(self) -> None:
+        """Takes no more."""
+        if self._file is not None:
+            self._file.close()
 
     def slabs(self, start_row: int) -> Iterator[Slab]:
         """From a row on."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlmigrate.adapters.wandb.moments import Ints
+from mlmigrate.storage.local import explain
 
 Slab = dict[str, npt.NDArray[Any]]
 _SMALLEST, _LARGEST = 1024, 65536  # rows of a batch in a file
@@ -58,6 +60,18 @@ def changes(slab: Slab, by: Sequence[str]) -> npt.NDArray[np.bool_]:
     return found
 
 
+@contextmanager
+def explained(file: Path) -> Iterator[None]:
+    """A block that writes a file: raises DiskFull and the like."""
+    try:
+        yield
+    except OSError as error:
+        told = explain(error, str(file))
+        if told is None:
+            raise
+        raise told from error
+
+
 class Chunks:
     """A file of slabs, written once and then read, from any of them on."""
 
@@ -68,10 +82,10 @@ class Chunks:
     def write(self, slab: Slab) -> None:
         """Some more rows."""
         table = pa.table(slab)
-        if self._writer is None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pa.ipc.new_file(str(self._file), table.schema, options=_OPTIONS)
-        self._writer.write_table(table, max_chunksize=self._batch)
+        with explained(self._file):
+            if self._writer is None:
+                self._writer = pa.ipc.new_file(str(self._file), table.schema, options=_OPTIONS)
+            self._writer.write_table(table, max_chunksize=self._batch)
 
     def slabs(self, start: int = 0) -> Iterator[Slab]:
         """From slab number `start` on; a slab has `batch` rows at most."""
@@ -84,7 +98,8 @@ class Chunks:
     def close(self) -> None:
         """Writes no more."""
         if self._writer is not None:
-            self._writer.close()
+            with explained(self._file):
+                self._writer.close()
             self._writer = None
 
     def remove(self) -> None:
