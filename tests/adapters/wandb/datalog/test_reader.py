@@ -116,6 +116,8 @@ def test_rows_of_an_old_sdk_have_the_step_beside_them_and_dicts_as_one(plain, tm
 
 
 def test_values_with_their_types_are_read_without_json(plain, tmp_path):
+    if "value" not in plain.pb.HistoryItem.DESCRIPTOR.oneofs_by_name:
+        pytest.skip("this SDK writes none")
     record = plain.pb.Record()
     for key, name, value in [
         ("f", "number", 0.1),

@@ -256,3 +256,14 @@ def test_the_same_run_makes_the_same_bytes(path):
         return path.read_bytes()
 
     assert written() == written()
+
+
+def test_text_that_no_utf8_can_hold_is_written_with_a_question_mark(path, plain):
+    with LogWriter(path) as log:
+        log.run(WandbRun("a", name="x\ud800", tags=("\udfff",), config={"k\ud800": 1}))
+        log.history(block([[]], [Other(0, "t", '"\ud800"')]))
+        log.console("\ud800")
+        log.summary({"s\ud800": 1})
+    (run,) = plain.read(path, "run")
+    assert (run.display_name, list(run.tags), run.config.update[0].key) == ("x?", ["?"], "k?")
+    assert plain.rows(path) == [[("t", "?")]]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mlmigrate.adapters.wandb.datalog.messages import DecodeError, Message, has, pb
+from mlmigrate.adapters.wandb.datalog.messages import DecodeError, Message, has, pb, utf8
 from mlmigrate.adapters.wandb.datalog.scan import HISTORY, Found, Path, Unusual, scan
 from mlmigrate.adapters.wandb.shape import Block, Other
 
@@ -219,9 +219,9 @@ def _parts(text: str) -> dict[str, str]:
     """What a JSON object holds: name -> JSON."""
     try:
         raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        return {_clean(name): bytes(part).decode() for name, part in raw.items()}
+        return {utf8(name): bytes(part).decode() for name, part in raw.items()}
     except msgspec.MsgspecError:  # it may hold NaN
-        return {_clean(name): json.dumps(part) for name, part in json.loads(text).items()}
+        return {utf8(name): json.dumps(part) for name, part in json.loads(text).items()}
 
 
 def _checked(text: str) -> dict[str, str]:
@@ -231,11 +231,6 @@ def _checked(text: str) -> dict[str, str]:
     except msgspec.MsgspecError:
         json.loads(text)
     return {}
-
-
-def _clean(name: str) -> str:
-    """Half of a surrogate pair is a name that nothing can hold."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def _folded(items: Sequence[tuple[int, Path, str]]) -> Iterator[Leaf]:

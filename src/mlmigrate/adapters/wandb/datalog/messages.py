@@ -32,3 +32,8 @@ def producer() -> str:
 def has(message: Message, field: str) -> bool:
     """Whether this version of the SDK knows the field."""
     return field in message.DESCRIPTOR.fields_by_name
+
+
+def utf8(text: str) -> str:
+    """The text as protobuf can hold it: half of a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()

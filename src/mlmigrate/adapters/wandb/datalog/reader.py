@@ -10,6 +10,7 @@ log.losses             what is torn, damaged or missing; those of rows once they
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +27,9 @@ from mlmigrate.model import Loss
 ROWS, BYTES = 4096, 8 << 20  # of one Block
 SILENT = 300.0  # seconds without a record after which W&B takes a run for crashed
 TOLD = 20  # places in one file that are told one by one
-# the kinds that nearly all records are of, by their first byte: they need no parsing to be counted
-_KINDS = {0x12: "history", 0x1A: "summary", 0x22: "output", 0x3A: "stats", 0x6A: "output_raw"}
-_NUM, _MORE = 0x08, 0x80
+# the kinds that nearly all records are of, by the tag that follows the record's number: no need to parse these
+_KINDS = {b"\x12": "history", b"\x1a": "summary", b"\x22": "output", b"\x3a": "stats", b"\x6a": "output_raw"}
+_TAG = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?([\x12\x1a\x22\x3a\x6a])")
 _CONSOLE = ("output", "output_raw", "output_logger")
 
 
@@ -171,16 +172,11 @@ def _header(head: bytes, size: int) -> str:
 
 def _kind(record: bytes) -> str:
     """The kind of a record; "unknown" for one that this version of the SDK has no name for."""
-    at = 0
-    if record[:1] == b"\x08":
-        at = 1
-        while at < len(record) and record[at] & _MORE:
-            at += 1
-        at += 1
-    kind = _KINDS.get(record[at]) if at < len(record) else None
-    if kind is None:
-        with suppress(DecodeError):
-            kind = pb.Record.FromString(record).WhichOneof("record_type")
+    if tag := _TAG.match(record):
+        return _KINDS[tag[1]]
+    kind = None
+    with suppress(DecodeError):
+        kind = pb.Record.FromString(record).WhichOneof("record_type")
     return kind or "unknown"
 
 

@@ -80,7 +80,7 @@ def _messages(block: Block, item: bytes, tag: bytes, own: Sequence[tuple[str, pa
         head = [_head(item, tag, name)]
         items.append(_items(head, np.zeros(len(there), np.int32), numbers(column.drop_null())))
     rows.append(np.array([one.row for one in block.others], dtype=np.int32))
-    others = [_item(_head(item, tag, one.key), one.text.encode()) for one in block.others]
+    others = [_item(_head(item, tag, one.key), one.text.encode("utf-8", "replace")) for one in block.others]
     items.append(pa.array(others, pa.large_binary()))
     whose = np.concatenate(rows)
     ordered = pa.concat_arrays(items).take(pa.array(np.argsort(whose, kind="stable")))

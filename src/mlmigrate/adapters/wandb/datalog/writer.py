@@ -25,7 +25,7 @@ from typing import Self
 
 from mlmigrate.adapters.wandb.datalog import wire
 from mlmigrate.adapters.wandb.datalog.framing import Frames
-from mlmigrate.adapters.wandb.datalog.messages import MIN_CONSUMER, Json, Message, has, json_format, pb, producer
+from mlmigrate.adapters.wandb.datalog.messages import MIN_CONSUMER, Json, Message, has, json_format, pb, producer, utf8
 from mlmigrate.adapters.wandb.datalog.state import Entry
 from mlmigrate.adapters.wandb.shape import Block, Version, WandbRun
 from mlmigrate.errors import BadData
@@ -85,7 +85,7 @@ class LogWriter:
         stamp = int((self._run.started or 0) * 1000 if time is None else time * 1e6)
         kind = "STDERR" if stderr else "STDOUT"
         for at in range(0, len(text), LINES):
-            record = pb.OutputRawRecord(output_type=kind, line=text[at : at + LINES])
+            record = pb.OutputRawRecord(output_type=kind, line=utf8(text[at : at + LINES]))
             record.timestamp.FromMicroseconds(stamp)
             self._put(output_raw=record)
 
@@ -109,7 +109,7 @@ class LogWriter:
         """The run's summary; W&B's own part of it name by name, beside what W&B adds."""
         record = pb.SummaryRecord()
         for path, value in _summary_paths(summary):
-            record.update.add(nested_key=path, value_json=_json(value))
+            record.update.add(nested_key=map(utf8, path), value_json=_json(value))
         if record.update:
             self._put(summary=record)
 
@@ -129,7 +129,7 @@ class LogWriter:
             type=version.type,
             name=version.name,
             digest=version.digest or manifest_digest(entries),
-            description=version.description,
+            description=utf8(version.description),
             metadata=_json(version.metadata) if version.metadata else "",
             aliases=version.aliases,
             manifest=_manifest(entries),
@@ -169,25 +169,25 @@ def file_digest(md5: bytes) -> str:
 
 
 def _run_record(run: WandbRun) -> Message:
-    record = pb.RunRecord(
-        run_id=run.id,
-        entity=run.entity,
-        project=run.project,
-        display_name=run.name,
-        notes=run.notes,
-        tags=run.tags,
-        run_group=run.group,
-        job_type=run.job_type,
-        sweep_id=run.sweep,
-        host=run.host,
-    )
+    told = {
+        "run_id": run.id,
+        "entity": run.entity,
+        "project": run.project,
+        "display_name": run.name,
+        "notes": run.notes,
+        "run_group": run.group,
+        "job_type": run.job_type,
+        "sweep_id": run.sweep,
+        "host": run.host,
+    }
+    record = pb.RunRecord(**{name: utf8(text) for name, text in told.items()}, tags=map(utf8, run.tags))
     if run.git_remote or run.git_commit:
         record.git.MergeFrom(pb.GitRepoRecord(remote_url=run.git_remote, commit=run.git_commit))
     if run.started is not None:
         record.start_time.FromMilliseconds(run.started)
     internal = {name: value for name, value in run.internal.items() if name not in _DERIVED}
     for name, value in [*run.config.items(), *([("_wandb", internal)] if internal else [])]:
-        record.config.update.add(key=name, value_json=_json(value))
+        record.config.update.add(key=utf8(name), value_json=_json(value))
     record.telemetry.cli_version = str(run.internal.get("cli_version") or producer())
     record.telemetry.python_version = str(run.internal.get("python_version") or "")
     return record
