@@ -17,13 +17,12 @@ SAMPLES = 500  # where nobody says how many
 
 def page(run: Run, first: int | None, last: int | None, samples: int | None, start: int) -> list[str]:
     """Lines from `start` on with first <= _step < last; of more than `samples` so many, evenly chosen."""
-    steps, history = run.steps[start:], run.history[start:]
-    if steps == sorted(steps):
-        low = bisect_left(steps, first) if first is not None else 0
-        high = bisect_left(steps, last) if last is not None else len(steps)
-        lines: Sequence[str] = history[low:high]
+    if run.ordered:
+        low = bisect_left(run.steps, first, start) if first is not None else start
+        high = bisect_left(run.steps, last, start) if last is not None else len(run.steps)
+        lines: Sequence[str] = run.history[low:high]
     else:
-        rows = sorted(zip(steps, history, strict=True), key=lambda row: row[0])
+        rows = sorted(zip(run.steps[start:], run.history[start:], strict=True), key=lambda row: row[0])
         lines = [line for step, line in rows if step >= (first or 0) and (last is None or step < last)]
     return [plain(line) for line in sampled(lines, samples)]
 
@@ -43,7 +42,12 @@ def columns(run: Run, spec: dict[str, Any], start: int) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(spec.get("keys") or []))
     first, last = spec.get("minStep", 0), spec.get("maxStep")
     found = []
-    for step, line in zip(run.steps[start:], run.history[start:], strict=True):
+    if run.ordered:
+        start = bisect_left(run.steps, first, start)
+    for at in range(start, len(run.steps)):
+        step, line = run.steps[at], run.history[at]
+        if last is not None and step > last and run.ordered:
+            break
         if step < first or (last is not None and step > last):
             continue
         row = loads(plain(line))
@@ -67,14 +71,12 @@ def keys(run: Run) -> dict[str, Any] | None:
     """Which keys there are, how often, of which types; None where there is no line."""
     if not run.history:
         return None
-    if run.keys is None:
-        found: dict[str, dict[str, Any]] = {}
-        for line in run.history:
-            for key, value in loads(line).items():
-                _count(found, key, value)
-        told = {key: {"typeCounts": list(types.values()), "monotonic": False} for key, types in found.items()}
-        run.keys = {"sets": [], "keys": told, "lastStep": max(run.steps)}
-    return run.keys
+    for line in run.history[run.counted :]:
+        for key, value in loads(line).items():
+            _count(run.counts, key, value)
+    run.counted = len(run.history)
+    told = {key: {"typeCounts": list(types.values()), "monotonic": False} for key, types in run.counts.items()}
+    return {"sets": [], "keys": told, "lastStep": run.steps[-1] if run.ordered else max(run.steps)}
 
 
 def _count(found: dict[str, dict[str, Any]], key: str, value: Any) -> None:

@@ -48,6 +48,7 @@ class _Step(msgspec.Struct):
 
 
 _STEP = msgspec.json.Decoder(_Step)
+_ANY = msgspec.json.Decoder()
 
 
 @dataclass(slots=True)
@@ -96,7 +97,9 @@ class Run:
     exports: list[str] = field(default_factory=list)
     logged: list[Artifact] = field(default_factory=list)
     used: list[Artifact] = field(default_factory=list)
-    keys: dict[str, Any] | None = None
+    ordered: bool = True
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counted: int = 0
 
     @property
     def id(self) -> str:
@@ -325,7 +328,7 @@ def step_of(line: str) -> int:
 def loads(line: str) -> dict[str, Any]:
     """An object in extended JSON."""
     try:
-        value = json.loads(line)
+        value = json.loads(line) if "NaN" in line or "Infinity" in line else _ANY.decode(line)
     except ValueError as error:
         raise Refused(f"invalid JSON: {error}") from None
     if not isinstance(value, dict):

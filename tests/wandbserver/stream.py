@@ -47,7 +47,7 @@ def take(store: Store, run: Run, body: bytes) -> dict[str, Any]:
         raise Refused(f"invalid file_stream request: {error}") from None
     checked = {name: _checked(store, run, name, chunk) for name, chunk in message.files.items()}
     for name, chunk in message.files.items():
-        _put(run, name, chunk, checked[name])
+        _put(store, run, name, chunk, checked[name])
     run.uploaded += message.uploaded
     run.heartbeat = now()
     if message.complete:
@@ -84,7 +84,8 @@ def _steps(store: Store, run: Run, chunk: Chunk) -> list[int]:
     if any('""' in line and "" in loads(line) for line in chunk.content):
         raise Refused("history line with an empty key")
     if store.strict_steps:
-        before, after = run.steps[: chunk.offset][-1:], run.steps[chunk.offset + len(steps) :][:1]
+        end = chunk.offset + len(steps)
+        before, after = run.steps[max(chunk.offset - 1, 0) : chunk.offset], run.steps[end : end + 1]
         row = [*before, *steps, *after]
         wrong = next((b for a, b in itertools.pairwise(row) if b <= a), None)
         if wrong is not None:
@@ -92,12 +93,14 @@ def _steps(store: Store, run: Run, chunk: Chunk) -> list[int]:
     return steps
 
 
-def _put(run: Run, name: str, chunk: Chunk, steps: list[int]) -> None:
+def _put(store: Store, run: Run, name: str, chunk: Chunk, steps: list[int]) -> None:
     end = chunk.offset + len(chunk.content)
     if name == HISTORY:
+        if chunk.offset < run.counted:
+            run.counts, run.counted = {}, 0
         run.history[chunk.offset : end] = chunk.content
         run.steps[chunk.offset : end] = steps
-        run.keys = None
+        run.ordered = store.strict_steps or run.steps == sorted(run.steps)
     elif name == EVENTS:
         run.events[chunk.offset : end] = chunk.content
     elif name == OUTPUT:

@@ -35,7 +35,8 @@ FILES = """mutation CreateArtifactFiles($artifactFiles: [CreateArtifactFileSpecI
     artifact { id } } } } } }"""
 COMPLETE = """mutation CompleteMultipartUploadArtifact($completedParts: [UploadPartsInput!]!, $artifactID: ID!,
   $storagePath: String!, $uploadID: String!) { completeMultipartUploadArtifact(input: {
-    completeMultipartAction: Complete, completedParts: $completedParts, artifactID: $artifactID, storagePath: $storagePath, uploadID: $uploadID}) {
+    completeMultipartAction: Complete, completedParts: $completedParts, artifactID: $artifactID,
+    storagePath: $storagePath, uploadID: $uploadID}) {
     digest } }"""
 COMMIT = "mutation CommitArtifact($id: ID!) { commitArtifact(input: {artifactID: $id}) { artifact { id digest } } }"
 USE = "mutation UseArtifact($input: UseArtifactInput!) { useArtifact(input: $input) { artifact { id } } }"

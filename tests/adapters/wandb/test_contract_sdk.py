@@ -85,7 +85,8 @@ told = {
     "downloaded": open("dl/f.txt").read(),
     "logged": [one.name for one in r1.logged_artifacts()],
     "used": [one.name for one in r2.used_artifacts()],
-    "artifact": [art.source_name, art.type, art.version, art.aliases, art.metadata, art.description, art.tags, art.state],
+    "artifact": [art.source_name, art.type, art.version, art.aliases, art.metadata, art.description],
+    "state": [art.tags, art.state],
     "lineage": [art.logged_by().id, [one.id for one in art.used_by()]],
     "entries": {name: [entry.digest, entry.size, entry.ref] for name, entry in art.manifest.entries.items()},
     "types": [one.name for one in api.artifact_types("team/p")],
@@ -276,8 +277,8 @@ class TestWhatTheSdkReads:
         assert read["downloaded"] == "hello"
 
     def test_artifacts_and_lineage(self, read):
-        state = "COMMITTED"
-        assert read["artifact"] == ["data:v0", "dataset", "v0", ["best"], {"k": 1}, "text", ["one tag"], state]
+        assert read["artifact"] == ["data:v0", "dataset", "v0", ["best"], {"k": 1}, "text"]
+        assert read["state"] == [["one tag"], "COMMITTED"]
         assert (read["logged"], read["used"]) == (["data:v0"], ["data:v0"])
         assert read["lineage"] == ["r1", ["r2"]]
         assert read["entries"]["d/f.txt"] == [md5(b"hello"), 5, None]
