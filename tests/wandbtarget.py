@@ -52,18 +52,18 @@ def provenance(run: Mapping[str, Any]) -> dict[str, Any]:
     return dict(run["config"].get("mlmigrate") or {})
 
 
-def points_of(run: Mapping[str, Any]) -> list[tuple[str, int, float, str]]:
+def points_of(run: Mapping[str, Any]) -> list[tuple[str, int, int, str]]:
     """Key, step, time in ms, value (as text: NaN is equal to itself) of each number in the lines that were sent."""
     found = []
     for line in run["history"]:
         row = json.loads(line)
         own = {key for key in row if key.startswith("mlflow/") or key in ("_step", "_timestamp", "_runtime")}
-        time = row.get("mlflow/time", round(row["_timestamp"] * 1000))
-        found += [(key, row["mlflow/step"], time, repr(float(row[key]))) for key in row.keys() - own]
+        time = int(row.get("mlflow/time", round(row["_timestamp"] * 1000)))
+        found += [(key, int(row["mlflow/step"]), time, repr(float(row[key]))) for key in row.keys() - own]
     return sorted(found)
 
 
-def points_of_held(held: Held) -> list[tuple[str, int, float, str]]:
+def points_of_held(held: Held) -> list[tuple[str, int, int, str]]:
     """The same, of what was to be copied."""
     rows = held.points.to_pylist()
     return sorted((row["key"], row["step"], row["timestamp"], repr(row["value"])) for row in rows)
