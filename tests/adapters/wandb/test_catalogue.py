@@ -2,14 +2,25 @@
 
 import io
 import json
+import sqlite3
+from contextlib import contextmanager
 from dataclasses import replace
 
+from mlmigrate import address
+from mlmigrate.adapters import registry
+from mlmigrate.adapters.base import Packing
 from mlmigrate.adapters.wandb.catalogue import Catalogue, Project, Report, Sweep, Where
+from mlmigrate.adapters.wandb.natives import group_run
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config
 from mlmigrate.adapters.wandb.reading import WandbReading, experiments_of, ref_of, stamp_of
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
+from mlmigrate.events import Silent
+from mlmigrate.ledger import Ledger
 from mlmigrate.model import PARENT_TAG, Experiment, Record
+from mlmigrate.survey import Job
+from mlmigrate.transfer import transfer
+from mlmigrate.verify import verify
 
 TEAM = Project("team", "vision", 1_600_000_000_000, "what we see")
 
@@ -307,7 +318,7 @@ class TestModels:
 def test_a_ref_tells_what_a_listing_knows():
     run = own("a", name="n", state="running", started=5)
     ref = ref_of(run, "s", 10, 20, "e")
-    assert (ref.experiment, ref.id, ref.name, ref.origin, ref.stamp) == ("e", "a", "n", "wandb:team/vision/a", "s")
+    assert (ref.experiment, ref.id, ref.name, ref.origin, ref.stamp) == ("e", "a", "n", "wandb:team/vision:a", "s")
     assert (ref.status, ref.start, ref.points, ref.size, ref.kind) == ("RUNNING", 5, 10, 20, "run")
     assert ref_of(estate(), "s", 0, 0, "e") is None
     assert ref_of(ours("a", stamp=""), "s", 0, 0, "e") is None
@@ -318,3 +329,79 @@ def test_a_stamp_tells_its_parts_apart():
     assert stamp_of("a", "b") != stamp_of("ab") != stamp_of("ab", "")
     assert stamp_of({"a": 1, "b": 2}) == stamp_of({"b": 2, "a": 1})
     assert len(stamp_of(None, 3, b"x", [1, {"a": "\ud800"}])) == 32
+
+
+class Place:
+    """A source over a catalogue and the runs that it was filled with."""
+
+    packing = Packing()
+
+    def __init__(self, options, runs, **kinds):
+        self.catalogue, self.options = filled(*runs, options=options, **kinds), options
+        self.runs = Opened(runs)
+
+    def experiments(self):
+        return self.catalogue.experiments()
+
+    def refs(self):
+        return self.catalogue.refs()
+
+    def oddities(self):
+        return self.catalogue.oddities()
+
+    @contextmanager
+    def read(self, refs):
+        def opened(ref):
+            return self.catalogue.opened(ref) if self.catalogue.find(ref) is None else self.runs(ref)
+
+        with WandbReading(refs, opened, self.options) as reading:
+            yield reading
+
+    def close(self): ...
+
+
+def test_sweeps_groups_and_models_arrive_in_mlflow_as_parents_and_registered_models(tmp_path, monkeypatch):
+    def net(version, run, *aliases):
+        file = File("MLmodel", lambda: io.BytesIO(b"flavors: {}\n"))
+        return Version("net", "model", version, "team", "vision", version, aliases=aliases, run=run, files=(file,))
+
+    runs = (
+        own("a", name="one", sweep="sw", logged=(net("v0", "a"),), summary={"x": 1.5}, started=5),
+        own(
+            "b",
+            name="two",
+            group="g",
+            logged=(net("v1", "b", "latest", "prod"),),
+            files=(File("../x", lambda: io.BytesIO(b"1")),),
+            started=5,
+        ),
+    )
+    options = Options(sweeps="runs", groups="runs", models=True)
+    source = Place(options, runs, sweep=[Sweep("sw", "team", "vision", "grid", {"method": "grid"})])
+    open_source = registry.open_source
+    monkeypatch.setattr(
+        registry,
+        "open_source",
+        lambda place, context: source if place.kind == "memory" else open_source(place, context),
+    )
+    job = Job(address.parse("memory:x"), address.parse(f"mlflow:sqlite:///{tmp_path}/m.db"))
+    ledger = Ledger.open(tmp_path / "ledger", job.source, job.target)
+    assert transfer(job, ledger, Silent()).copied
+    verdict = verify(job, Silent())
+    assert (verdict.equal, verdict.findings) == (4, ())
+    query = sqlite3.connect(tmp_path / "m.db").execute
+    assert dict(query("select run_uuid, name from runs")) == {
+        "a": "one",
+        "b": "two",
+        "sweep-sw": "grid",
+        group_run("team", "vision", "g"): "g",
+    }
+    assert dict(query("select run_uuid, value from tags where key = 'mlflow.parentRunId'")) == {
+        "a": "sweep-sw",
+        "b": group_run("team", "vision", "g"),
+    }
+    assert sorted(query("select name, version, source, run_id from model_versions")) == [
+        ("net", 1, "runs:/a/wandb/artifacts/net/v0", "a"),
+        ("net", 2, "runs:/b/wandb/artifacts/net/v1", "b"),
+    ]
+    assert list(query("select name, alias, version from registered_model_aliases")) == [("net", "prod", 2)]

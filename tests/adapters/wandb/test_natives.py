@@ -148,7 +148,7 @@ class TestARun:
     def test_what_w_and_b_tells_is_told_in_the_words_of_mlflow(self):
         run, losses = natives.run_of(RUN, Options())
         assert losses == []
-        assert (run.id, run.name, run.origin) == ("3kx9", "sunny-sky-1", "wandb:team/vision/3kx9")
+        assert (run.id, run.name, run.origin) == ("3kx9", "sunny-sky-1", "wandb:team/vision:3kx9")
         assert (run.status, run.status_word, run.user) == ("FAILED", "crashed", "ada")
         assert (run.start, run.end) == (1_600_000_000_500, 1_600_000_002_750)
         assert run.params == {"lr": 0.1, "model.depth": 3, "model.name": "vgg"}

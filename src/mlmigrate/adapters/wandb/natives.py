@@ -182,8 +182,8 @@ def experiment_id(entity: str, project: str) -> str:
 
 
 def origin_of(run: WandbRun) -> str:
-    """What names the run the same wherever it is found again."""
-    return f"wandb:{experiment_id(run.entity, run.project)}/{run.id}"
+    """What names the run the same wherever it is found again; after the last ":" its id, as targets expect."""
+    return f"wandb:{experiment_id(run.entity, run.project)}:{run.id}"
 
 
 def digest(*parts: object, size: int = 4) -> str:
