@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlmigrate.adapters.memory import Held
 from mlmigrate.adapters.mlflow.objects import BY_NAME, record_of
@@ -297,6 +300,39 @@ def test_a_file_that_cannot_be_read_ends_the_pack_and_says_so_itself(tmp_path):
     place.begin([run])
     with pytest.raises(MigrateError, match="gone"):
         place.put(Artifact(run.id, "a", torn))
+
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+POINT = st.tuples(
+    st.sampled_from(["loss", "val/loss", "system/gpu.0", "naïve 模型", "a.b"]),
+    st.one_of(st.integers(-2, 3), INT64),
+    st.one_of(st.integers(START, START + 3), INT64),
+    st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1.0])),
+    st.sampled_from([None, "train"]),
+)
+PATH = st.lists(st.sampled_from(["a", "b.txt", "MLmodel", "wandb", "files", "ü x"]), min_size=1, max_size=3).map(
+    "/".join
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(POINT, max_size=12),
+    st.dictionaries(st.text(max_size=5), st.text(st.characters(), max_size=8), max_size=4),
+    st.dictionaries(PATH, st.binary(max_size=4), max_size=5),
+)
+def test_any_run_written_and_read_is_the_run(given_, params, files):
+    run = fit_run(make("any", params=params, tags=params), LIMITS).run
+    keys, steps, times, values, datasets = (
+        (list(column) for column in zip(*given_, strict=True)) if given_ else [[]] * 5
+    )
+    told = {"run": [run.id] * len(keys), "key": keys, "step": steps, "timestamp": times, "value": values}
+    table = pa.Table.from_batches([points({**told, "dataset_name": datasets})])
+    held = Held(run, table, {(run.id, path): data for path, data in files.items()})
+    with TemporaryDirectory() as folder:
+        kept, place = write(Path(folder), [held])
+    assert place.losses == []
+    assert_same(read(kept.held[run.id], held.ref), held)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
