@@ -97,6 +97,7 @@ class OrganizationNode(Node):
     name = ORGANIZATION
     coreWeaveOrganizationId = None
     featureFlags: tuple[Any, ...] = ()
+    advancedRegistryFeatures = {"advancedSearch": False}  # noqa: RUF012
 
     def orgEntity(self, info: Any) -> EntityNode:
         return EntityNode(self.world, ORG_ENTITY)

@@ -24,6 +24,7 @@ _TAG = re.compile(r"[-\w]+( +[-\w]+)*")
 _VERSION = re.compile(r"v\d+")
 _MD5 = re.compile(r"[A-Za-z0-9+/]{22}==")
 METADATA_KEYS = 100
+OLD_REGISTRY = "model-registry"
 
 
 def create_artifact(world: World, given: dict[str, Any]) -> dict[str, Any]:
@@ -371,9 +372,7 @@ def link(world: World, given: dict[str, Any]) -> dict[str, Any]:
         given.get("artifactID") or ""
     )
     _committed(artifact)
-    project = world.store.project(given.get("entityName"), given.get("projectName"))
-    if project is None:
-        raise Refused(f"project {given.get('entityName')}/{given.get('projectName')} not found", 404)
+    project = _linked(world, given.get("entityName"), given.get("projectName"))
     name = given.get("artifactPortfolioName") or ""
     if not _NAME.fullmatch(name):
         raise Refused(f"invalid portfolio name {name!r}")
@@ -382,6 +381,16 @@ def link(world: World, given: dict[str, Any]) -> dict[str, Any]:
     for alias in dict.fromkeys([*_aliases(given), "latest"]):
         _point(portfolio, member, alias)
     return {"versionIndex": member.index, "artifactMembership": MembershipNode(world, member)}
+
+
+def _linked(world: World, entity: str | None, name: str | None) -> Project:
+    """Where it is linked into: the old model registry is there when it is first used."""
+    if name == OLD_REGISTRY:
+        return world.store.made_project(entity, name, "linkArtifact")
+    project = world.store.project(entity, name)
+    if project is None:
+        raise Refused(f"project {entity}/{name} not found", 404)
+    return project
 
 
 def unlink(world: World, given: dict[str, Any]) -> dict[str, Any]:

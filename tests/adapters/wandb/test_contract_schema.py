@@ -35,7 +35,7 @@ GENERATED = ("apis/_generated", "sdk/artifacts/_generated", "sdk/internal/_gener
 WRITTEN = ("runs", "files", "api", "summary", "reports", "sweeps", "projects")
 # what the SDK does with W&B that no migration needs: teams, members, keys, launch, agents, charts, rewinding
 OTHERS = re.compile(
-    r"GetSweepAgent|GetAgentRuns|GetTeamEntity|CreateTeam|Invite|ServiceAccount|CreateUser|ApiKey|AdvancedRegistry|"
+    r"GetSweepAgent|GetAgentRuns|GetTeamEntity|CreateTeam|Invite|ServiceAccount|CreateUser|ApiKey|"
     r"RenameRegistry|DeleteRegistry|Registry(User|Team)|RegistryMembers|RegistryRole|EnqueueSweepRun|CreateAgent|"
     r"Heartbeat|CustomChart|ResourceConfig|RunQueue|RewindRun"
 )

@@ -134,6 +134,28 @@ print("told " + json.dumps({
 }))
 """
 
+REGISTRY = """
+import json, wandb
+
+api = wandb.Api()
+api.create_registry(name="models", organization="acme", visibility="organization")
+open("m.txt", "w").write("weights")
+with wandb.init(project="p", id="r3") as run:
+    art = wandb.Artifact("m", "model")
+    art.add_file("m.txt")
+    run.log_artifact(art).wait()
+    run.link_artifact(art, "wandb-registry-models/best", aliases=["prod"])
+    run.link_model("m.txt", "old")
+    run.log({"table": wandb.Table(columns=["a"], data=[[1]])})
+registries = api.registries(organization="acme")
+print("told " + json.dumps({
+    "registries": [one.name for one in registries],
+    "collections": [one.name for one in registries.collections()],
+    "versions": [one.name for one in registries.collections().versions()],
+}))
+api.artifact("team/p/m:v0").linked_artifacts[0].unlink()
+"""
+
 EXPORTED = """
 import json, pathlib, wandb
 
@@ -322,6 +344,14 @@ class TestAfterwards:
         assert told["entity"] is not None
         assert told["run"] is not None
         assert told["artifact"] is not None
+
+    def test_models_are_linked_into_registries(self, world):
+        told = world.told(REGISTRY)
+        assert told == {"registries": ["models"], "collections": ["best"], "versions": ["best:v0"]}
+        collections = world.server.state()["collections"]
+        assert collections["acme-org/wandb-registry-models/best"]["members"] == {}
+        assert collections["team/model-registry/old"]["members"]["v0"]["aliases"] == ["latest"]
+        assert collections["team/p/run-r3-table"]["type"] == "run_table"
 
     def test_all_that_it_sends_fits_the_schema(self, world):
         """But for texts that it tries on new servers before it falls back to older ones."""
