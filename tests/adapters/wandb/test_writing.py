@@ -450,10 +450,11 @@ class Own:
         yield from_lines(EVENTS)
 
 
-def neutral(ms: bool = False) -> Held:
+def neutral(ms: bool = False, make_: type[Own] = Own) -> Held:
     """As an archive keeps it; `ms`: as MLflow does, texts and whole milliseconds."""
-    ref = RunRef("team/vision", "maker", origin="wandb:team/vision/maker", stamp="s")
-    with WandbReading([ref], lambda _: Own(), OPTIONS) as reading:
+    id_ = make_().run.id
+    ref = RunRef("team/vision", id_, origin=f"wandb:team/vision/{id_}", stamp="s")
+    with WandbReading([ref], lambda _: make_(), OPTIONS) as reading:
         table = pa.Table.from_batches(reading.points(), POINTS)
         files = {(one.owner, one.path): content(one) for one in reading.artifacts()}
         run = reading.runs[0]
@@ -520,6 +521,31 @@ def test_numbers_that_only_the_summary_tells_are_no_rows(tmp_path):
     keys = {key for block in kept.held["maker"].history() for key in block.keys}
     assert "best" not in keys
     assert "loss" in keys
+
+
+def test_who_reads_an_artifact_finds_it_though_its_digest_is_another_now(tmp_path):
+    class Reader(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            net = Version("net", "model", "v4", "team", "vision", digest="of another algorithm")
+            self.run = replace(self.run, id="reader", logged=(), files=(), used=(net,))
+
+    class Maker(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.run = replace(self.run, logged=(replace(self.run.logged[0], digest="of another algorithm"),))
+
+    kept = Kept()
+    both = [neutral(make_=Reader), neutral(make_=Maker)]
+    place = WandbPlace(kept, tmp_path, [], homes(Experiment("team/vision", "vision")), OPTIONS)
+    place.begin([one.run for one in both])
+    for one in both:
+        for (owner, path), data in one.artifacts.items():
+            place.put(artifact(owner, path, data))
+    place.commit()
+    net = next(one for one in kept.held["maker"].run.logged if one.name == "net")
+    assert [one.digest for one in kept.held["reader"].run.used] == [net.digest] != ["of another algorithm"]
+    assert [[sheet.run.id for sheet in level] for level in kept.levels] == [["maker"], ["reader"]]
 
 
 def test_steps_that_do_not_rise_any_more_make_the_rows_ours(tmp_path):

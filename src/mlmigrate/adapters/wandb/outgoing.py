@@ -86,13 +86,17 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Goods:
-    """What a run logs, reads and shows besides, and where its artifacts went (as in Provenance)."""
+    """What a run logs, reads and shows besides, and where its artifacts went (as in Provenance).
+
+    digests  of versions logged again whose digest is another now: (name, the one W&B had) -> the one it gets
+    """
 
     logged: tuple[Version, ...] = ()
     used: tuple[Version, ...] = ()
     files: tuple[File, ...] = ()
     trees: Mapping[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = ()
+    digests: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

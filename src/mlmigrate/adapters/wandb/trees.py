@@ -118,7 +118,10 @@ def goods(
     sorting.page(options.run_files)
     sorting.rest()
     used = _used(native, home) if native is not None else tuple(dataset(one, home) for one in run.inputs)
-    return Goods(tuple(sorting.logged), used, tuple(sorting.files), sorting.trees, tuple(sorting.paths)), sorting.losses
+    found = Goods(
+        tuple(sorting.logged), used, tuple(sorting.files), sorting.trees, tuple(sorting.paths), sorting.digests
+    )
+    return found, sorting.losses
 
 
 class _Sorting:
@@ -131,6 +134,7 @@ class _Sorting:
         self.files: list[File] = []
         self.trees: dict[str, str] = {}
         self.paths: list[str] = []
+        self.digests: dict[tuple[str, str], str] = {}
         self.losses: list[Loss] = []
 
     def native(self, native: WandbRun, *, page: bool) -> None:
@@ -178,6 +182,8 @@ class _Sorting:
             return
         self.logged.append(self._rehomed(had, name, kind, digest, there))
         self.trees[key] = folder
+        if had.digest and had.digest != digest:
+            self.digests[name, had.digest] = digest
         for place in places:
             self.left.pop(place.path, None)
 

@@ -43,6 +43,7 @@ class Homes:
     def __init__(self, entity: str, project: str = "") -> None:
         self.entity, self.project = entity, project
         self._experiments: dict[str, Experiment] = {"": Experiment("", "")}
+        self._digests: dict[tuple[str, str, str], str] = {}  # of versions: project, name, digest before -> here
 
     def add(self, experiments: Sequence[Experiment]) -> None:
         """Makes experiments known, by their ids in the source."""
@@ -53,6 +54,18 @@ class Homes:
         found = self._experiments[experiment]
         own = names.project(found.name) if found.id else names.ESTATE
         return Home(self.entity, self.project or own, found, shared=bool(self.project))
+
+    def logged_again(self, project: str, digests: Mapping[tuple[str, str], str]) -> None:
+        """Versions that were W&B's have another digest here: those who read them must know."""
+        self._digests |= {(project, *key): digest for key, digest in digests.items()}
+
+    def met(self, sheet: Sheet) -> Sheet:
+        """The sheet with what it has read called by the digests that it has here, as far as they are known."""
+        used = tuple(
+            replace(one, digest=self._digests.get((one.project, one.name, one.digest), one.digest))
+            for one in sheet.run.used
+        )
+        return sheet if used == sheet.run.used else replace(sheet, run=replace(sheet.run, used=used))
 
 
 def experiment_sheets(experiments: Sequence[Experiment], homes: Homes) -> list[Sheet]:
@@ -194,7 +207,8 @@ class WandbPlace:
         """Writes all of it. Gives origin -> id in W&B."""
         ids: dict[str, str] = {}
         with ExitStack() as open_rows:
-            sheets = [self._sheet(draft, open_rows) for draft in self._drafts.values()]
+            made = [self._sheet(draft, open_rows) for draft in self._drafts.values()]
+            sheets = [self._homes.met(sheet) for sheet in made]
             for ref in self._holders:
                 run = self._records.run(ref, self._homes.of(ref.experiment))
                 sheets.append(_without_rows(run, ref.origin, ref.stamp))
@@ -216,6 +230,7 @@ class WandbPlace:
         written = self._written(draft, native, open_rows)
         page = native is not None and written.native
         goods, losses = trees.goods(run, home, self._options, draft.files, native, page=page)
+        self._homes.logged_again(home.project, goods.digests)
         found = outgoing(run, home, self._options, _facts(draft, written, native), goods, native)
         self.losses += [*losses, *found.losses]
         return Sheet(
