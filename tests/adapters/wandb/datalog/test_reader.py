@@ -425,3 +425,32 @@ def test_rows_beyond_one_block_come_in_several(plain, tmp_path):
     assert len(blocks) > 1
     assert [value for _, _, value in entries(blocks)[0]] == [float(n) for n in range(10_000)]
     assert [step for block in blocks for step in block.step.to_pylist()] == list(range(10_000))
+
+
+def test_what_is_wrong_in_many_places_is_told_in_few_words(plain, tmp_path):
+    row = plain.history(1)
+    for n in range(3000):
+        row.history.item.add(key=f"k{n}", value_json="nope")
+    again = plain.history(2)
+    again.history.item.add(key="k7", value_json="nope")
+    damaged = [plain.history(n, x="y" * 30_000) for n in range(50)]
+    path = plain.write(tmp_path / "run-a.wandb", plain.pb.Record(run={"run_id": "a"}), row, again, *damaged)
+    data = bytearray(path.read_bytes())
+    for block in range(5, 45):
+        data[block * 32768 + 20_000] ^= 1
+    path.write_bytes(data)
+    log = Log(path)
+    list(log.history())
+    once = log.losses
+    list(log.history())
+    assert log.losses == once
+    because = [loss.because for loss in once]
+    assert "'k7' has a value that is no JSON, 2 times" in because
+    assert "more values cannot be read, 2000 times" in because
+    assert len([one for one in once if one.what.startswith("byte")]) < 70
+    assert any("more places" in one for one in because)
+
+
+def test_nothing_is_read_of_a_block_that_has_no_rows(plain, tmp_path):
+    log = Log(plain.write(tmp_path / "run-a.wandb", plain.pb.Record(run={"run_id": "a"}), plain.pb.Record(exit={})))
+    assert (list(log.history()), list(log.events()), list(log.console()), log.losses) == ([], [], [], [])

@@ -267,3 +267,11 @@ def test_text_that_no_utf8_can_hold_is_written_with_a_question_mark(path, plain)
     (run,) = plain.read(path, "run")
     assert (run.display_name, list(run.tags), run.config.update[0].key) == ("x?", ["?"], "k?")
     assert plain.rows(path) == [[("t", "?")]]
+
+
+def test_a_block_without_rows_writes_nothing(path, plain):
+    with LogWriter(path) as log:
+        log.run(WandbRun("a"))
+        log.history(block([]))
+        log.events(block([]))
+    assert [record.WhichOneof("record_type") for record in plain.read(path)] == ["header", "run", "environment"]

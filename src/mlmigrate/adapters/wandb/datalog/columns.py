@@ -24,6 +24,7 @@ from mlmigrate.adapters.wandb.shape import Block, Other
 STEP, TIME, RUNTIME = "_step", "_timestamp", "_runtime"
 OWN = (STEP, TIME, RUNTIME)  # columns of their own; the first ids of keys
 EXACT = 2.0**53  # integers beyond may be such that float64 cannot hold
+LONG = 250  # characters of a key that are told
 DEEPEST = 64  # dicts in dicts; below that they stay as they are
 _NUMERIC = np.zeros(256, dtype=bool)
 _NUMERIC[list(b"-0123456789NI")] = True  # what the JSON of a number begins with, NaN and Infinity among them
@@ -206,7 +207,7 @@ def _look(leaf: Leaf, leaves: list[Leaf], others: list[Other], bad: Bad, *, join
     try:
         parts = _parts(text) if text.startswith("{") else _checked(text)
     except (ValueError, RecursionError, msgspec.MsgspecError):
-        bad(f"{key!r} has a value that is no JSON")
+        bad(f"{key[:LONG]!r} has a value that is no JSON")
         return
     if not parts or "_type" in parts or key.count(".") > DEEPEST:
         others.append(Other(row, key, text))

@@ -26,7 +26,7 @@ from mlmigrate.model import Loss
 
 ROWS, BYTES = 4096, 8 << 20  # of one Block
 SILENT = 300.0  # seconds without a record after which W&B takes a run for crashed
-TOLD = 20  # places in one file that are told one by one
+TOLD, MOST = 20, 1000  # places with the same damage, and things, that are told one by one
 # the kinds that nearly all records are of, by the tag that follows the record's number: no need to parse these
 _KINDS = {b"\x12": "history", b"\x1a": "summary", b"\x22": "output", b"\x3a": "stats", b"\x6a": "output_raw"}
 _TAG = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?([\x12\x1a\x22\x3a\x6a])")
@@ -39,8 +39,10 @@ class Log:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.counts: dict[str, int] = {}
-        self._told: list[tuple[str, str]] = []
+        self._told: dict[tuple[str, str], None] = {}
+        self._more = 0
         self._places: Counter[str] = Counter()
+        self._values: dict[str, Counter[str]] = {}
         about = self.path.stat()
         self._size, live = about.st_size, time.time() - about.st_mtime < SILENT
         state = State(self._tell)
@@ -54,21 +56,28 @@ class Log:
     @property
     def losses(self) -> list[Loss]:
         """What could not be read as it was."""
-        more = [("log", f"{why} ({n - TOLD} more places)") for why, n in self._places.items() if n > TOLD]
-        return [Loss(self.run.id, f"{what} of {self.path.name}", because) for what, because in [*self._told, *more]]
+        told = [*self._told]
+        told += [("log", f"{because}, in {n - TOLD} more places") for because, n in self._places.items() if n > TOLD]
+        for what, values in self._values.items():
+            told += [(what, because if n == 1 else f"{because}, {n} times") for because, n in values.items()]
+        if self._more:
+            told.append(("log", f"{self._more} more things in it cannot be read"))
+        return [Loss(self.run.id, f"{what} of {self.path.name}", because) for what, because in told]
 
     def history(self) -> Iterator[Block]:
         """All rows, in the order of the log."""
+        bad = self._bad("rows")
         for batch in _batches(self._of("history")):
-            block = columns.history(batch, self._bad)
+            block = columns.history(batch, bad)
             if block.rows:
                 yield block
 
     def events(self) -> Iterator[Block]:
         """System metrics."""
         started = None if self.run.started is None else self.run.started / 1000
+        bad = self._bad("system metrics")
         for batch in _batches(self._of("stats")):
-            block = columns.events(batch, started, self._bad)
+            block = columns.events(batch, started, bad)
             if block.rows:
                 yield block
 
@@ -112,7 +121,7 @@ class Log:
             for record in summaries:
                 parsed = self._parsed(record)
                 if parsed is None:
-                    self._bad("a record of kind summary is no protobuf")
+                    self._tell("summary", "a record of it is no protobuf")
                 else:
                     state.take("summary", parsed)
 
@@ -146,18 +155,27 @@ class Log:
             self._tell("end", "the log has no exit record: the run was cut off, or is still going on")
 
     def _tell(self, what: str, because: str) -> None:
-        if (what, because) not in self._told:
-            self._told.append((what, because))
+        if len(self._told) < MOST:
+            self._told[what, because] = None
+        else:
+            self._more += (what, because) not in self._told
 
     def _damaged(self, offset: int, because: str) -> None:
         self._places[because] += 1
         if self._places[because] <= TOLD:
             self._tell(f"byte {offset:,}", because)
 
-    def _bad(self, because: str) -> None:
-        self._places[because] += 1
-        if self._places[because] == 1:
-            self._tell("rows", because)
+    def _bad(self, what: str) -> Callable[[str], None]:
+        """Takes what is wrong with single values; a second look at the same ones counts none twice."""
+        values = self._values[what] = Counter()
+
+        def tell(because: str) -> None:
+            if because in values or len(values) < MOST:
+                values[because] += 1
+            else:
+                values["more values cannot be read"] += 1
+
+        return tell
 
 
 def _header(head: bytes, size: int) -> str:
