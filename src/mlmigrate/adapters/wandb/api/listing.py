@@ -22,7 +22,8 @@ from mlmigrate.adapters.wandb.shape import Version, WandbRun
 from mlmigrate.errors import NotFound, Refused, Unavailable
 
 RUNS = 100  # in a page, with config and summary
-FEWEST = 10
+FEWEST, MOST = 10, 1000
+LIGHT = 2 << 20  # letters of config and summary in a page: one with fewer is followed by a larger one
 THINGS = 100
 OLDEST_FIRST = "+created_at"
 Json = Mapping[str, Any]
@@ -90,6 +91,8 @@ def list_runs(client: Client, entity: str, project: str, ids: Sequence[str] | No
             raise _no_project(client, entity, project)
         page = told.get("runs") or {}
         yield from (listed(node, entity, project) for node in nodes(page))
+        if _letters(page) < LIGHT:
+            size = min(2 * size, MOST)
         cursor = next_page(page)
         if cursor is None:
             return
@@ -176,6 +179,10 @@ def _pages(client: Client, operation: str, variables: Json, *way: str) -> Iterat
         cursor = next_page(page)
         if cursor is None:
             return
+
+
+def _letters(page: Json) -> int:
+    return sum(len(str(node.get(name) or "")) for node in nodes(page) for name in ("config", "summaryMetrics"))
 
 
 def _known(client: Client, entity: str) -> bool:

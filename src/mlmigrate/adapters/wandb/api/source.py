@@ -22,7 +22,7 @@ from mlmigrate.adapters.wandb.api.client import Client, connect
 from mlmigrate.adapters.wandb.api.opened import OnlineRun, open_run
 from mlmigrate.adapters.wandb.api.told import Listed
 from mlmigrate.adapters.wandb.api.versions import files_of
-from mlmigrate.adapters.wandb.catalogue import Catalogue, Path, Project, Report, Sweep, Where, stamp_of
+from mlmigrate.adapters.wandb.catalogue import Catalogue, Path, Project, Where, stamp_of
 from mlmigrate.adapters.wandb.options import Options, options
 from mlmigrate.adapters.wandb.provenance import MODEL_TYPE
 from mlmigrate.adapters.wandb.reading import WandbReading
@@ -50,16 +50,6 @@ def open_source(address: Address, context: Context) -> ApiSource:
         client.close()
         raise
     return ApiSource(client, found, chosen)
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """What a project has beside its runs. `loose` are versions that no run made, each with its node."""
-
-    sweeps: Sequence[Sweep] = ()
-    reports: Sequence[Report] = ()
-    loose: Sequence[tuple[Version, Json]] = ()
-    losses: Sequence[Loss] = ()
 
 
 class ApiSource:
@@ -110,12 +100,15 @@ class ApiSource:
         catalogue = Catalogue(self._options, self._filled, self._models)
         for project in self._projects:
             catalogue.project(project)
+        lock = threading.Lock()
         with ThreadPoolExecutor(LISTERS) as pool:
-            for path, found in pool.map(self._beside, self._projects):
-                self._note(catalogue, path, found)
-            lock = threading.Lock()
-            for _ in pool.map(lambda project: self._list(catalogue, project, lock), self._projects):
-                pass
+            asked = [
+                pool.submit(look, catalogue, project, lock)
+                for project in self._projects
+                for look in (self._list, self._list_sweeps, self._list_reports, self._list_loose)
+            ]
+            for one in asked:
+                one.result()
         return catalogue
 
     def _list(self, catalogue: Catalogue, project: Project, lock: threading.Lock) -> None:
@@ -125,26 +118,32 @@ class ApiSource:
             with lock:
                 catalogue.add(one.run, stamp(one), points)
 
-    def _beside(self, project: Project) -> tuple[Path, Beside]:
-        client, path = self._client, Path(project.entity, project.name)
-        losses: list[Loss] = []
+    def _list_sweeps(self, catalogue: Catalogue, project: Project, lock: threading.Lock) -> None:
+        found = listing.sweeps(self._client, project.entity, project.name)
+        with lock:
+            for sweep in found:
+                catalogue.sweep(sweep)
+                self._sweeps[Path(project.entity, project.name), sweep.id] = sweep.config
+
+    def _list_reports(self, catalogue: Catalogue, project: Project, lock: threading.Lock) -> None:
+        found = listing.reports(self._client, project.entity, project.name)
+        with lock:
+            for report in found:
+                catalogue.report(report)
+
+    def _list_loose(self, catalogue: Catalogue, project: Project, lock: threading.Lock) -> None:
+        """Versions that no run made."""
+        path = Path(project.entity, project.name)
         try:
-            loose = listing.loose(client, *path)
+            found = listing.loose(self._client, *path)
         except Unsupported as error:
             because = f"this server does not list them: {error.message}"
-            loose, losses = [], [Loss("", f"artifacts of {project.name} that no run made", because)]
-        return path, Beside(listing.sweeps(client, *path), listing.reports(client, *path), loose, losses)
-
-    def _note(self, catalogue: Catalogue, path: Path, found: Beside) -> None:
-        for sweep in found.sweeps:
-            catalogue.sweep(sweep)
-            self._sweeps[path, sweep.id] = sweep.config
-        for report in found.reports:
-            catalogue.report(report)
-        for version, node in found.loose:
-            catalogue.loose(version)
-            self._nodes[path, version.name, version.version] = node
-        self._losses += found.losses
+            self._losses.append(Loss("", f"artifacts of {project.name} that no run made", because))
+            return
+        with lock:
+            for version, node in found:
+                catalogue.loose(version)
+                self._nodes[path, version.name, version.version] = node
 
     def _filled(self, version: Version) -> Version:
         """A loose version with its files."""
