@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import wandbserver
 from mlmigrate.adapters.wandb.api import histories
@@ -103,6 +106,28 @@ def test_every_row_comes_in_few_requests(
     assert found == expected(steps)
     assert losses == []
     assert pages(server) <= most
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    gaps=st.lists(st.one_of(st.integers(1, 3), st.integers(1, 10**9)), min_size=1, max_size=400),
+    exported=st.lists(st.integers(1, 150), max_size=3),
+    page=st.integers(2, 60),
+    whole=st.booleans(),
+)
+def test_any_history_is_read_whole_and_in_order(
+    server: wandbserver.Server, client: Client, gaps: list[int], exported: list[int], page: int, whole: bool
+) -> None:
+    steps = [step - gaps[0] for step in accumulate(gaps)]
+    server.reset()
+    where = put(client, rows_at(steps))
+    parts = [part for n, part in enumerate(exported) if sum(exported[: n + 1]) <= len(steps)]
+    server.export("team/p/r", *parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(histories, "PAGE", page)
+        patch.setattr(histories, "SMALLEST", 1)
+        found, losses = read(client, where, Told(len(steps), steps[-1] if whole else -1, 1))
+    assert (found, losses) == (expected(steps), [])
 
 
 def test_pages_are_asked_for_side_by_side(server: wandbserver.Server, client: Client) -> None:
