@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlmigrate.adapters.wandb import restored
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
-from mlmigrate.errors import BadData
+from mlmigrate.errors import BadData, NotFound
 from mlmigrate.model import DatasetInput, Experiment, Record, Run
 
 TOLD = Provenance(
@@ -250,10 +250,20 @@ class TestRecords:
             def read(self, n=-1):
                 return super().read(size)
 
-        assert (
-            list(restored.lines_of(Slow(b"\n".join(parts))))
-            == b"\n".join(parts).split(b"\n")[: len(parts) or 0][: len(parts) - (bool(parts) and parts[-1] == b"")]
-        )
+        text = b"\n".join(parts)
+        assert list(restored.lines_of(Slow(text))) == text.removesuffix(b"\n").split(b"\n") * bool(text)
+
+    @pytest.mark.parametrize("error", [NotFound("404"), FileNotFoundError("no such file"), None])
+    def test_records_that_are_gone_are_told(self, error):
+        def open_():
+            raise error
+
+        file = File("records.jsonl", open_ if error else None)
+        losses = []
+        run = WandbRun("r", logged=(Version("records", "mlmigrate-records", files=(file,)),))
+        assert list(restored.records_of(run, losses)) == []
+        assert list(restored.records_of(WandbRun("r"), losses)) == []
+        assert [loss.what for loss in losses] == ["records.jsonl"] * 2
 
     def test_a_line_without_end_is_bad_data(self, monkeypatch):
         monkeypatch.setattr(restored, "LONGEST_LINE", 1000)

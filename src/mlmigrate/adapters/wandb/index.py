@@ -147,8 +147,8 @@ def lines(block: Block) -> Iterator[bytes]:
         return
     steps, times, runtimes = (column.to_pylist() for column in (block.step, block.time, block.runtime))
     for row, key, text in block.others:
-        at = encode({"_step": steps[row], "_timestamp": times[row], "_runtime": runtimes[row], "key": key})
-        yield at[:-1] + b', "value": ' + _readable(text) + b"}\n"
+        at = _head({"_step": steps[row], "_timestamp": times[row], "_runtime": runtimes[row], "key": key})
+        yield at[:-1] + b',"value":' + _readable(text) + b"}\n"
 
 
 def values(given: Iterable[bytes]) -> Iterator[Value]:
@@ -249,6 +249,13 @@ def _exact(value: Any, *, escaped: bool = False) -> Any:  # noqa: ANN401  any JS
     return {name: _exact(one) for name, one in value.items()}
 
 
+def _head(told: dict[str, Any]) -> bytes:
+    try:
+        return _ENCODER.encode(told)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return encode(told)
+
+
 def _readable(text: str) -> bytes:
     """A value's JSON on one line, without words that JSON has not."""
     if any(word in text for word in ("NaN", "Infinity", _FLOAT, _IS)):
@@ -263,6 +270,9 @@ def _as_was(raw: bytes) -> str:
     if any(word.encode() in raw for word in (_FLOAT, _IS)):
         return json.dumps(decode(raw), ensure_ascii=False)
     return raw.decode("utf-8", "surrogatepass")
+
+
+_ENCODER = msgspec.json.Encoder()
 
 
 class _Line(msgspec.Struct):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, BinaryIO, NamedTuple
@@ -17,7 +18,7 @@ import msgspec
 from mlmigrate.adapters.wandb import natives
 from mlmigrate.adapters.wandb.provenance import FILES, KEY, RECORDS_TYPE, Provenance, of_config
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
-from mlmigrate.errors import BadData
+from mlmigrate.errors import BadData, MigrateError, Unavailable
 from mlmigrate.model import STATUSES, DatasetInput, Experiment, Loss, Record, Run, Value
 
 RECORDS_JSONL, RECORD_FILES = "records.jsonl", "files/"
@@ -116,15 +117,24 @@ def files_of(run: WandbRun, told: Provenance) -> tuple[list[Kept], list[Loss]]:
 
 
 def records_of(run: WandbRun, losses: list[Loss]) -> Iterator[Record]:
-    """The records that a run of kind "records" holds, one line after another."""
-    for file in _record_files(run):
-        if file.path == RECORDS_JSONL and file.open is not None:
-            with file.open() as stream:
-                for n, line in enumerate(lines_of(stream), 1):
-                    try:
-                        yield _record(line)
-                    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                        losses.append(Loss(run.id, f"line {n} of {RECORDS_JSONL}", f"it is no record: {error}"))
+    """The records that a run of kind "records" holds, one line after another. Raises Unavailable."""
+    file = next((one for one in _record_files(run) if one.path == RECORDS_JSONL), None)
+    if file is None or file.open is None:
+        losses.append(Loss(run.id, RECORDS_JSONL, file.gone if file is not None and file.gone else "it is gone"))
+        return
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(file.open())
+        except Unavailable:
+            raise
+        except (MigrateError, OSError) as error:
+            losses.append(Loss(run.id, RECORDS_JSONL, f"its bytes are gone: {error}"))
+            return
+        for n, line in enumerate(lines_of(stream), 1):
+            try:
+                yield _record(line)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                losses.append(Loss(run.id, f"line {n} of {RECORDS_JSONL}", f"it is no record: {error}"))
 
 
 def record_files_of(run: WandbRun) -> Iterator[tuple[str, Kept]]:
