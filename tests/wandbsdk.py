@@ -89,7 +89,7 @@ def run(
     version: str, script: str, server: Server, folder: Path, more: Mapping[str, str] | None = None, check: bool = True
 ) -> Done:
     """Runs a Python script with that SDK, in `folder`; one that fails is told with all it printed."""
-    command = [environment(version) / "python", "-c", script]
+    command: list[Path | str] = [environment(version) / "python", "-c", script]
     return _done(command, {**env(folder, server), **(more or {})}, folder, check)
 
 
@@ -97,7 +97,7 @@ def sync(version: str, folder: Path, server: Server, *runs: Path, check: bool = 
     """`wandb sync` of these run folders, or of all offline runs in `folder`."""
     found = runs or tuple(sorted((folder / "wandb").glob("offline-run-*")))
     loud = {"WANDB_SILENT": "false"}
-    command = [environment(version) / "wandb", "sync", *found]
+    command: list[Path | str] = [environment(version) / "wandb", "sync", *found]
     return _done(command, {**env(folder, server), **loud}, folder, check)
 
 

@@ -7,7 +7,7 @@ import fnmatch
 import json
 import mimetypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from . import filters as filtered
@@ -45,11 +45,16 @@ class World:
 
 
 class Node:
-    __slots__ = ("it", "world")
+    """A thing of the store: what has no method here is the thing's own field, `names` tells of those called else."""
+
+    names: ClassVar[dict[str, str]] = {}
 
     def __init__(self, world: World, it: Any) -> None:
         self.world = world
         self.it = it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.it, self.names.get(name, name))
 
 
 def connection(items: Sequence[Any], node: Any, after: str | None, first: int | None) -> dict[str, Any]:
@@ -116,7 +121,7 @@ class EntityNode(Node):
 
     @property
     def isTeam(self) -> bool:
-        return self.it != USER
+        return bool(self.it != USER)
 
     @property
     def entityType(self) -> str:
@@ -188,45 +193,21 @@ def _named(name: str, wanted: str | None) -> bool:
 
 
 class ProjectNode(Node):
+    names: ClassVar = {
+        "entityName": "entity",
+        "createdAt": "created",
+        "allowAllArtifactTypesInRegistry": "any_type",
+    }
     isBenchmark = readOnly = False
-    views = None
-    updatedAt = None
-
-    @property
-    def id(self) -> str:
-        return self.it.id  # type: ignore[no-any-return]
+    views = updatedAt = None
 
     @property
     def internalId(self) -> str:
         return encode(f"ProjectInternalId:{self.it.number}")
 
     @property
-    def name(self) -> str:
-        return self.it.name  # type: ignore[no-any-return]
-
-    @property
-    def entityName(self) -> str:
-        return self.it.entity  # type: ignore[no-any-return]
-
-    @property
     def entity(self) -> EntityNode:
         return EntityNode(self.world, self.it.entity)
-
-    @property
-    def description(self) -> str | None:
-        return self.it.description  # type: ignore[no-any-return]
-
-    @property
-    def access(self) -> str | None:
-        return self.it.access  # type: ignore[no-any-return]
-
-    @property
-    def createdAt(self) -> str:
-        return self.it.created  # type: ignore[no-any-return]
-
-    @property
-    def allowAllArtifactTypesInRegistry(self) -> bool:
-        return self.it.any_type  # type: ignore[no-any-return]
 
     def user(self, info: Any) -> UserNode:
         return UserNode(self.world, None)
@@ -329,8 +310,13 @@ class RunNode(Node):
 
     readOnly = shouldStop = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.it, _RUN_NAMES.get(name, name))
+    names: ClassVar = {
+        "displayName": "display",
+        "sweepName": "sweep",
+        "jobType": "job_type",
+        "createdAt": "created",
+        "heartbeatAt": "heartbeat",
+    }
 
     @property
     def projectId(self) -> str:
@@ -445,15 +431,6 @@ class RunNode(Node):
         return _artifacts(self.world, self.it.used, after, first)
 
 
-_RUN_NAMES = {
-    "displayName": "display",
-    "sweepName": "sweep",
-    "jobType": "job_type",
-    "createdAt": "created",
-    "heartbeatAt": "heartbeat",
-}
-
-
 def log_line(number: int, line: str) -> dict[str, Any]:
     """A console line; where it came as JSON it tells its time and level."""
     try:
@@ -510,10 +487,7 @@ class SweepNode(Node):
     bestLoss = controller = scheduler = runCountExpected = controllerRunName = heartbeatAt = None
     earlyStopJobRunning = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(
-            self.it, {"displayName": "display", "createdAt": "created", "updatedAt": "updated"}.get(name, name)
-        )
+    names: ClassVar = {"displayName": "display", "createdAt": "created", "updatedAt": "updated"}
 
     @property
     def project(self) -> ProjectNode:
@@ -588,8 +562,7 @@ class TypeNode(Node):
 class CollectionNode(Node):
     state = "READY"
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.it, {"createdAt": "created", "updatedAt": "updated"}.get(name, name))
+    names: ClassVar = {"createdAt": "created", "updatedAt": "updated"}
 
     @property
     def project(self) -> ProjectNode:
@@ -658,17 +631,7 @@ def alias_node(world: World, member: Membership, alias: str) -> dict[str, Any]:
 
 
 class MembershipNode(Node):
-    @property
-    def id(self) -> str:
-        return self.it.id  # type: ignore[no-any-return]
-
-    @property
-    def versionIndex(self) -> int:
-        return self.it.index  # type: ignore[no-any-return]
-
-    @property
-    def createdAt(self) -> str:
-        return self.it.created  # type: ignore[no-any-return]
+    names: ClassVar = {"versionIndex": "index", "createdAt": "created"}
 
     @property
     def aliases(self) -> list[Any]:
@@ -692,8 +655,12 @@ class ArtifactNode(Node):
     commitHash = None
     digestAlgorithm = "MANIFEST_MD5"
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.it, _ARTIFACT_NAMES.get(name, name))
+    names: ClassVar = {
+        "versionIndex": "index",
+        "historyStep": "history_step",
+        "createdAt": "created",
+        "updatedAt": "updated",
+    }
 
     @property
     def ttlDurationSeconds(self) -> int:
@@ -768,14 +735,6 @@ class ArtifactNode(Node):
             if self.it.contents.get(entry["name"], {}).get("digest") != entry["digest"]:
                 raise Refused(f"artifact {self.it.name} has no entry {entry['name']!r} with that digest", 404)
         return connection(wanted, lambda one: self._stored(one["name"], self.it.contents[one["name"]]), None, None)
-
-
-_ARTIFACT_NAMES = {
-    "versionIndex": "index",
-    "historyStep": "history_step",
-    "createdAt": "created",
-    "updatedAt": "updated",
-}
 
 
 def _blob_file(world: World, file: File) -> dict[str, Any]:

@@ -316,7 +316,7 @@ def decode(text: str) -> str:
 def step_of(line: str) -> int:
     """The `_step` of a line of history. Raises Refused for a line that has none that counts."""
     try:
-        step = _STEP.decode(line).step
+        step: Any = _STEP.decode(line).step
     except msgspec.ValidationError as error:
         raise Refused(f"history line without a proper _step: {error}") from None
     except msgspec.DecodeError:  # NaN and Infinity are no JSON, yet the SDK sends them and W&B takes them
