@@ -242,7 +242,17 @@ def test_references_stay_and_bytes_that_are_gone_are_told(spool):
     found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
     version = next(one for one in found.logged if one.name == "net")
     assert {file.path: file.ref for file in version.files} == {"there.csv": refs[0].ref, "model/w.bin": ""}
-    assert [loss.what for loss in losses] == ["file 'lost' of artifact net:v0 of W&B"]
+    assert [(loss.what, loss.because) for loss in losses] == [
+        ("artifact net:v0 of W&B", "made without 1 of its 3 files, whose bytes are not there: 'lost'"),
+    ]
+
+
+def test_a_version_whose_bytes_are_all_gone_is_told_and_not_made(spool):
+    tree, had = native(versions=((Version("net", "model", "v0"), {"a": b"1", "b": b"2"}),))
+    tree = {path: data for path, data in tree.items() if path == "wandb/run.json"}
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    assert [one.type for one in found.logged] == ["mlflow-artifacts"]
+    assert [loss.because for loss in losses] == ["the bytes of its files are not there"]
 
 
 @pytest.mark.parametrize("kind", ["job", "wandb-history"])

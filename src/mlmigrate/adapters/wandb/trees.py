@@ -173,13 +173,15 @@ class _Sorting:
         if any(place.path != f"{folder}/{place.file.path}" for place in places if not place.file.ref):
             self._lose(what, "it holds files whose names are no paths; its files are kept")
             return
-        for path in gone:
-            self._lose(f"file {path!r} of {what}", "its bytes are not there, so the version is made without it")
         digest = digest_of(there)
         key = f"{name}:{digest}" if repeated else name
         if not there or key in self.trees:
-            self._lose(what, "it has no files" if not there else "another version has the same files")
+            because = "another version has the same files" if there else "the bytes of its files are not there"
+            self._lose(what, because if files else "it has no files")
             return
+        if gone:
+            first = repr(gone[0]) + (", .." if len(gone) > 1 else "")
+            self._lose(what, f"made without {len(gone)} of its {len(files)} files, whose bytes are not there: {first}")
         self.logged.append(self._rehomed(had, name, kind, digest, there))
         self.trees[key] = folder
         if had.digest and had.digest != digest:
