@@ -271,7 +271,8 @@ class TargetTests:
         lossy = {loss.run for loss in report.losses if loss.run}
         names = {held.run.id: held.run.name for held in place.held.values()}
         expected = set() if limits.infinities else {"infinite"}
-        expected |= set() if limits.param_length is None else {"long values"}
+        longest = max(len(str(value)) for held in place.held.values() for value in held.run.params.values())
+        expected |= {"long values"} if limits.param_length is not None and limits.param_length < longest else set()
         assert {names[run] for run in lossy} == expected
         self.assert_whole(place, target)
 

@@ -130,21 +130,24 @@ def ours(run):
 
 
 def told(artifact, entity):
-    names = ("type", "version", "digest", "description", "metadata", "ttl", "tags", "manifest")
+    names = ("type", "version", "digest", "description", "metadata", "ttl", "tags")
     by = {"producer": artifact["producer"] and artifact["producer"].removeprefix(entity)}
     by["consumers"] = sorted(path.removeprefix(entity) for path in artifact["consumers"])
-    return {**{name: artifact[name] for name in names}, **by, "aliases": sorted(artifact["aliases"])}
+    kept = ("digest", "ref", "size")
+    entries = {at: {name: entry.get(name) for name in kept} for at, entry in artifact["manifest"].items()}
+    return {**{name: artifact[name] for name in names}, **by, "aliases": sorted(artifact["aliases"]), "files": entries}
 
 
 def wanted(run):
     config = {key: value for key, value in run["config"].items() if key not in ("_wandb", "mlmigrate")}
-    plain = {name: run[name] for name in ("display", "notes", "group", "job_type", "tags", "state", "exitcode")}
+    plain = {name: run[name] or "" for name in ("display", "notes", "group", "job_type", "tags", "state", "exitcode")}
     summary = json.loads(run["summary"])
     summary = {key: value for key, value in summary.items() if key not in ("_wandb", "_runtime", "_timestamp")}
     unowned = ("wandb-", "config.yaml", "requirements", "artifact/")
     files = {name: file["md5"] for name, file in run["files"].items() if not name.startswith(unowned)}
     rows = [json.loads(line) for line in run["history"]]
-    rows = [{**row, "_runtime": 0, "_timestamp": round(row["_timestamp"], 3)} for row in rows]
+    # MLflow's times are milliseconds, cut; W&B shows nested names joined
+    rows = [{**flat(row), "_runtime": 0, "_timestamp": int(row["_timestamp"] * 1000 + 1e-3)} for row in rows]
     return {**plain, "config": config, "summary": summary, "history": rows, "files": files}
 
 
@@ -161,6 +164,15 @@ def test_wandb_to_mlflow_and_back_is_equal(server, tmp_path):
     (runs, artifacts), (found, there) = held(server, entity), held(server, other)
     assert texts(found) == texts(runs)
     assert there == artifacts
+
+
+def flat(row):
+    """Nested numbers under joined names, as W&B itself shows them."""
+    found = {}
+    for key, value in row.items():
+        nested = isinstance(value, dict) and "_type" not in value
+        found |= {f"{key}.{name}": one for name, one in flat(value).items()} if nested else {key: value}
+    return found
 
 
 def texts(runs):

@@ -51,8 +51,8 @@ THINGS = (
     Kept(
         "history: numbers",
         WHOLE,
-        ("mapped", "MLflow's times have no microseconds"),
-        ("mapped", "times are those that MLflow kept; out of an archive they are whole"),
+        ("mapped", "MLflow's times have no microseconds; nested names are joined by \".\", as W&B itself shows them"),
+        ("mapped", "nested names stay joined; times are those that MLflow kept, out of an archive they are whole"),
     ),
     Kept(
         "history: text, truth values, media, tables, histograms",
