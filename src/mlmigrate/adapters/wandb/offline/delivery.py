@@ -21,8 +21,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import yaml
 
+from mlmigrate.adapters.wandb.datalog.framing import records
 from mlmigrate.adapters.wandb.datalog.messages import pb
 from mlmigrate.adapters.wandb.datalog.reader import Log
 from mlmigrate.adapters.wandb.datalog.state import Entry
@@ -77,6 +79,36 @@ class Writer:
             shutil.rmtree(part.parent, ignore_errors=True)
         return final
 
+    def amend(self, whole: marks.Whole, uses: Sequence[Version]) -> marks.Mark:
+        """Adds what a run read to its log, once who made it is here too; gives the new mark."""
+        with self._explained(whole.mark.id):
+            before, losses = Log(whole.log), list[Loss]()
+            with _Writer(whole.log) as writer:
+                writer.like(before.run)
+                with whole.log.open("rb") as stream:
+                    for _, record in records(stream, whole.mark.log, _silent):
+                        kind = pb.Record.FromString(record).WhichOneof("record_type")
+                        for used in uses if kind == "exit" else ():
+                            entries = self._read(used, before.run, losses) or ()
+                            writer.use(replace(used, run="", entity=before.run.entity), entries)
+                        if kind != "header":
+                            writer.again(record)
+            after = Log(whole.log)
+            if (after.run.lines, len(after.run.used)) != (before.run.lines, len(before.run.used) + len(uses)):
+                raise Damaged(f"The log of run {whole.mark.id} was written anew, and reads otherwise.", _AGAIN)
+            left = [
+                one
+                for one in whole.mark.unmet
+                if (one.name, one.digest) not in {(use.name, use.digest) for use in uses}
+            ]
+            mark = replace(whole.mark, log=whole.log.stat().st_size, unmet=left)
+            part = whole.folder / f"{marks.MARK}.part"
+            part.write_bytes(msgspec.json.encode(mark))
+            _sync(whole.log)
+            os.replace(part, whole.folder / marks.MARK)  # noqa: PTH105  before this, the run counts as half written
+            sync_folders([whole.folder])
+            return mark
+
     def drop(self, part: Path) -> None:
         """Takes a folder away that shall not be there."""
         shutil.rmtree(part.parent, ignore_errors=True)
@@ -92,9 +124,12 @@ class Writer:
         log = part / marks.log_name(run.id)
         with _Writer(log) as writer:
             writer.run(run)
+            unmet: list[Version] = []
             for used in run.used:
-                if (entries := self._read(used, run, losses)) is not None:
-                    # named as the reader's: the server asks there for the run that reads it
+                entries = self._read(used, run, losses)
+                if entries is None:
+                    unmet.append(replace(used, files=()))
+                else:  # named as the reader's: the server looks there for the run that reads it
                     writer.use(replace(used, run="", entity=run.entity, project=run.project), entries)
             for version in run.logged:
                 writer.artifact(version, self._entries(version, run, losses))
@@ -108,8 +143,10 @@ class Writer:
             writer.summary(run.summary)
             writer.stamp(sheet.stamp)
             writer.exit(run.exit_code, run.runtime)
-        _prove(log, sheet, rows, events)
-        marks.write(part, replace(mark, log=log.stat().st_size))
+        met = [one for one in run.used if replace(one, files=()) not in unmet]
+        _prove(log, replace(sheet, run=replace(run, used=tuple(met))), rows, events)
+        told = [marks.Unmet(one.name, one.type, one.digest, one.project or run.project) for one in unmet]
+        marks.write(part, replace(mark, log=log.stat().st_size, unmet=told))
         _durable(part)
 
     def _page(self, files: Path, file: File, run: WandbRun, losses: list[Loss]) -> str:
@@ -144,8 +181,6 @@ class Writer:
         for one in Log(log).artifacts if log is not None else ():
             if (one.version.name, one.version.digest) == (used.name, used.digest) and not one.used:
                 return one.entries
-        because = "the run that made it is not in this folder: that it was read is in the config alone"
-        losses.append(Loss(run.id, f"used artifact {used.name!r}", because))
         return None
 
     def _put(self, file: File) -> tuple[Path, str, int]:
@@ -180,6 +215,18 @@ class _Writer(LogWriter):
         config = pb.ConfigRecord()
         config.update.add(nested_key=[KEY, "stamp"], value_json=json.dumps(stamp))
         self._put(config=config)
+
+    def like(self, run: WandbRun) -> None:
+        """The log is that of this run, whose records come `again`."""
+        self._run = run
+
+    def again(self, record: bytes) -> None:
+        """A record as it was."""
+        self._add([record])
+
+
+def _silent(offset: int, because: str) -> None:
+    """The log is ours, and was proven."""
 
 
 def folder_name(run: WandbRun) -> str:

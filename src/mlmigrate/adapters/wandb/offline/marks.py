@@ -21,8 +21,21 @@ Made = tuple[str, str]  # the name of an artifact, and its digest
 
 
 @dataclass(frozen=True, slots=True)
+class Unmet:
+    """An artifact that a run read, while who made it was not in the folder."""
+
+    name: str
+    type: str
+    digest: str
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
-    """A run in the folder. `log` is the size of its log; `logged` and `used` tell its artifacts."""
+    """A run in the folder. `log` is the size of its log; `logged` and `used` tell its artifacts.
+
+    unmet  those of `used` that the log does not name yet
+    """
 
     origin: str
     stamp: str
@@ -32,6 +45,7 @@ class Mark:
     log: int = 0
     logged: Sequence[Made] = ()
     used: Sequence[Made] = ()
+    unmet: Sequence[Unmet] = ()
     version: int = 1
 
 

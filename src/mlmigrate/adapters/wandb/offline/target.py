@@ -78,10 +78,28 @@ class OfflineTarget:
             yield WandbPlace(Delivering(self), Path(folder), refs, self._homes, self._options)
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
-        """Writes down the order to sync in."""
+        """Writes who read what, now that who made it is here, and the order to sync in."""
+        with self._lock:
+            runs = list(self._there().values())
+        losses = [loss for one in runs if one.mark.unmet for loss in self._meet(one)]
         with self._lock:
             order.write(self._root, list(self._there().values()))
-        return ()
+        return losses
+
+    def _meet(self, reader: marks.Whole) -> Iterator[Loss]:
+        """Completes the log of a run that was written before the runs whose artifacts it read."""
+        met = [one for one in reader.mark.unmet if self._maker(Version(one.name, one.type, digest=one.digest))]
+        if reader.synced:
+            met = []
+        for one in reader.mark.unmet:
+            if one not in met:
+                because = "the run that made it is not in this folder, so W&B will not show that it was read"
+                yield Loss(reader.mark.id, f"used artifact {one.name!r}", because)
+        if met:
+            uses = [Version(one.name, one.type, project=one.project, digest=one.digest) for one in met]
+            mark = self._writer.amend(reader, uses)
+            with self._lock:
+                self._there()[mark.origin] = marks.Whole(mark, reader.folder)
 
     def foresee(self, experiments: Sequence[Experiment], records: Sequence[Record]) -> Sequence[Loss]:  # noqa: ARG002
         """Names are made so that none meets another."""
@@ -137,8 +155,8 @@ class OfflineTarget:
                     raise Conflict(f"{final} is there already, and is no run of this copy.", "Copy into a new folder.")
                 replaced = old.folder if old is not None and old.folder.exists() else final if final.exists() else None
                 self._writer.become(part, replaced)
-            if self._seen is not None:
-                self._seen[mark.origin] = marks.Whole(mark, final)
+            if self._seen is not None and (whole := marks.marked(final)) is not None:
+                self._seen[mark.origin] = whole
 
     def _there(self) -> dict[str, marks.Whole]:
         """The runs in the folder by origin; of several generations the last."""
