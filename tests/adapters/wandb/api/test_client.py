@@ -293,6 +293,16 @@ class TestSigned:
             with pytest.raises(Refused, match="private"), client.get(url):
                 pass
 
+    def test_a_person_may_name_a_private_address(self, store: Double) -> None:
+        client = Client("https://wandb.example.com", KEY, allow=[f"{store.url}/bucket"])
+        store.answer(200, b"bytes")
+        with client.get(f"{store.url}/bucket/x?sig=s") as data:
+            assert data.read() == b"bytes"
+        for path in ("other/x", "bucket/../other", "bucket/%2e%2e/other"):
+            with pytest.raises(Refused), client.get(f"{store.url}/{path}"):
+                pass
+        client.close()
+
     @pytest.mark.parametrize("url", ["", "file:///etc/passwd", "http://u:p@host/x", "gopher://x/", "http://a b/"])
     def test_other_urls_are_not_asked(self, client: Client, url: str) -> None:
         with pytest.raises(MigrateError), client.get(url):

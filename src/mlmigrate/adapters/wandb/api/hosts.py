@@ -11,9 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import quote
-
-from mlmigrate.adapters.mlflow.repositories import allowed
+from urllib.parse import quote, unquote
 
 _URL = re.compile(
     r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?(/[!-\"$-\[\]-~]*)?(?:\?([!-\"$-~]*))?"
@@ -65,7 +63,14 @@ def spoken(url: str) -> Spoken | None:
 
 def reachable(url: Spoken, server: Spoken, allow: Sequence[str]) -> bool:
     """Whether a URL that this server gave may be used."""
-    return not _private(url.host) or _private(server.host) or allowed(url.url, allow)
+    return not _private(url.host) or _private(server.host) or _named(url, allow)
+
+
+def _named(url: Spoken, allow: Sequence[str]) -> bool:
+    """Whether a person named it, or what it lies below."""
+    if ".." in unquote(url.target.partition("?")[0]).split("/"):
+        return False
+    return any(url.url.startswith(prefix.rstrip("/") + "/") for prefix in allow if prefix)
 
 
 def _private(host: str) -> bool:

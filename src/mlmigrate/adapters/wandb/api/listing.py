@@ -18,7 +18,7 @@ from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.told import Listed, as_json, listed, milliseconds
 from mlmigrate.adapters.wandb.api.versions import HISTORY_TYPE, next_page, nodes, version_of
 from mlmigrate.adapters.wandb.catalogue import Project, Report, Sweep
-from mlmigrate.adapters.wandb.shape import Version, WandbRun
+from mlmigrate.adapters.wandb.shape import Version
 from mlmigrate.errors import NotFound, Refused, Unavailable
 
 RUNS = 100  # in a page, with config and summary
@@ -58,16 +58,11 @@ def project(client: Client, entity: str, name: str) -> Project:
     return _project(node, entity)
 
 
-def runs(client: Client, entity: str, project: str, ids: Sequence[str] | None = None) -> Iterator[WandbRun]:
+def list_runs(client: Client, entity: str, project: str, ids: Sequence[str] | None = None) -> Iterator[Listed]:
     """The runs of a project, or those that `ids` name, the oldest first; files and artifacts are not told.
 
-    Raises NotFound where there is no such project.
+    A page that is too much for the server is asked for in smaller ones. Raises NotFound where there is no such project.
     """
-    return (one.run for one in list_runs(client, entity, project, ids))
-
-
-def list_runs(client: Client, entity: str, project: str, ids: Sequence[str] | None = None) -> Iterator[Listed]:
-    """The same, with what else a list tells. A page that is too much for the server is asked for in smaller ones."""
     filters = {} if ids is None else {"name": {"$in": list(ids)}}
     size = RUNS if ids is None else max(len(ids), 1)
     cursor: str | None = None

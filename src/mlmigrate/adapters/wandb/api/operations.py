@@ -196,19 +196,6 @@ query FetchArtifactManifest($id: ID!) {
 }
 """
 
-ARTIFACT_BY_NAME = f"""
-query ArtifactMembershipByName($entity: String!, $project: String!, $name: String!) {{
-  project(name: $project, entityName: $entity) {{
-    artifactCollectionMembership(name: $name) {{
-      versionIndex
-      aliases {{ alias }}
-      artifact {{ ...ArtifactFragment {_PRODUCER} {_BYTES} }}
-    }}
-  }}
-}}
-{_ARTIFACT}
-"""
-
 ARTIFACT_TYPES = f"""
 query ProjectArtifactTypes($entity: String!, $project: String!, $cursor: String, $perPage: Int) {{
   project(name: $project, entityName: $entity) {{
@@ -286,8 +273,6 @@ query ProjectViews($project: String!, $entity: String!, $cursor: String, $perPag
   }}
 }}
 """
-
-FEATURES = "query ServerFeaturesQuery { serverInfo { features { name isEnabled } } }"
 
 # of one run: what is asked together
 _PARTS = {
