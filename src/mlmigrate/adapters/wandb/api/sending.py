@@ -40,13 +40,29 @@ from mlmigrate.adapters.wandb.api.stream import (
     history_lines,
 )
 from mlmigrate.adapters.wandb.api.there import Existing, There, light, provenance, stamped
-from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, config_yaml, measured, of_data, send_files
-from mlmigrate.adapters.wandb.api.writes import DELETE_RUN, RUN_FILES, STAMP_RUN, UPSERT_RUN, stamp_all
+from mlmigrate.adapters.wandb.api.uploads import (
+    FILES_PER_CALL,
+    PIECE,
+    Bytes,
+    config_yaml,
+    measured,
+    of_data,
+    send_files,
+    send_to,
+)
+from mlmigrate.adapters.wandb.api.writes import (
+    DELETE_RUN,
+    RUN_FILES,
+    STAMP_RUN,
+    UPSERT_RUN,
+    UPSERT_RUN_WITH_FILES,
+    stamp_all,
+)
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config, of_config
 from mlmigrate.adapters.wandb.records import Collection
 from mlmigrate.adapters.wandb.shape import Sheet, Version, WandbRun
 from mlmigrate.adapters.wandb.writing import regenerated
-from mlmigrate.errors import Conflict, Damaged, MigrateError, NotFound, Unavailable
+from mlmigrate.errors import Conflict, Damaged, MigrateError, NotFound, Refused, Unavailable
 from mlmigrate.model import PARENT_TAG, Loss
 
 WRITERS = 32  # runs under way at once
@@ -63,7 +79,7 @@ EXIT_CODES: Mapping[str, int | None] = {"finished": 0, "running": None, "pending
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A run that may be written now. `fresh`: nothing of it was there."""
+    """A run that may be written now. `fresh`: nothing of it was there; `places`: where its files may be put."""
 
     sheet: Sheet
     where: Where
@@ -71,6 +87,8 @@ class Begun:
     config: Mapping[str, Any]
     there: Counts
     fresh: bool
+    files: tuple[Bytes, ...] = ()
+    places: Mapping[str, Any] | None = None
     spoiled: tuple[Existing, ...] = ()
 
 
@@ -141,7 +159,8 @@ class Sending:
         begun = self._begin(sheet, least)
         sheet = begun.sheet
         console = next((file for file in sheet.run.files if file.path == CONSOLE and file.open is not None), None)
-        files = self._files(sheet, begun)
+        files = begun.files
+        self._send_files(begun)
         logged = tuple(self._log(begun.where, sheet.run.logged))
         large = sheet.rows + sheet.event_rows > LARGE_ROWS
         with self._large if large else nullcontext():
@@ -222,18 +241,30 @@ class Sending:
 
     def _upsert(self, sheet: Sheet, where: Where, generation: int, known: Existing | None, there: Counts) -> Begun:
         config = config_of(sheet.run)
-        sent = _upsert_of(sheet.run, where, config)
-        answer = self.client.graphql(UPSERT_RUN, sent)["upsertBucket"] or {}
-        bucket = answer.get("bucket")
+        files = self._files(sheet, where, config)
+        answer = self._made(_upsert_of(sheet.run, where, config), files if known is None else ())
+        made = answer["upsertBucket"] or {}
+        bucket = made.get("bucket")
         if not bucket:
             raise MigrateError(f"W&B did not make the run {where.shown}.", "May the key's owner write there?")
         fresh = known is None and not bucket.get("historyLineCount")
         if known is None:
             there = Counts() if fresh else counts(self.client, where)
-        fresh = fresh and bool(answer.get("inserted", True))
-        begun = Begun(sheet, where, bucket["id"], config, there, fresh)
+        fresh = fresh and bool(made.get("inserted", True))
+        begun = Begun(sheet, where, bucket["id"], config, there, fresh, files, answer.get("createRunFiles"))
         self.there.note(_existing(begun, generation))
         return begun
+
+    def _made(self, given: Mapping[str, Any], files: Sequence[Bytes]) -> dict[str, Any]:
+        """The run, and where its files may be put: in one request where the server likes that."""
+        if 0 < len(files) <= FILES_PER_CALL:
+            try:
+                return self.client.graphql(UPSERT_RUN_WITH_FILES, {**given, "files": [file.path for file in files]})
+            except (Conflict, Unavailable, Refused):
+                raise
+            except MigrateError:
+                pass  # it may take one at a time, or not know the run's files yet; else the next says why
+        return self.client.graphql(UPSERT_RUN, given)
 
     def _spoils(self, sheet: Sheet, where: Where, there: Counts) -> bool:
         """Whether the lines that are there are not the beginning of ours."""
@@ -241,16 +272,21 @@ class Sending:
             return True
         return bool(there.history and self.proof.compare(where, sheet.history(0), there.history))
 
-    def _files(self, sheet: Sheet, begun: Begun) -> list[Bytes]:
-        """The files of the run page, sent where they are not there already."""
-        shown = f"the run {begun.where.shown}"
-        files = [measured(file, shown) for file in sheet.run.files]
+    def _files(self, sheet: Sheet, where: Where, config: Mapping[str, Any]) -> tuple[Bytes, ...]:
+        """The files of the run page."""
+        files = [measured(file, f"the run {where.shown}") for file in sheet.run.files]
         own = {file.path for file in files}
-        files += [file for file in _told(sheet.run, begun.config) if file.path not in own]
-        send_files(self.client, begun.where, files if begun.fresh else self._missing(begun.where, files))
-        return files
+        return (*files, *(file for file in _told(sheet.run, config) if file.path not in own))
 
-    def _missing(self, where: Where, files: Sequence[Bytes]) -> list[Bytes]:
+    def _send_files(self, begun: Begun) -> None:
+        """Sends the files where they are not there already."""
+        if begun.fresh and begun.places is not None:
+            send_to(self.client, begun.where, begun.files, begun.places)
+        else:
+            send_files(self.client, begun.where, begun.files if begun.fresh else self._missing(begun))
+
+    def _missing(self, begun: Begun) -> list[Bytes]:
+        where, files = begun.where, begun.files
         there: dict[str, str] = {}
         for first in range(0, len(files), 100):
             some = [file.path for file in files[first : first + 100]]

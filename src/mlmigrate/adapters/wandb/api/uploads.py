@@ -144,14 +144,19 @@ def _skip(data: BinaryIO, start: int) -> None:
 def send_files(client: Client, where: Where, files: Sequence[Bytes]) -> None:
     """Puts these among the files of a run."""
     for first in range(0, len(files), FILES_PER_CALL):
-        some = {file.path: file for file in files[first : first + FILES_PER_CALL]}
-        variables = {"entity": where.entity, "project": where.project, "run": where.id, "files": list(some)}
-        made = client.graphql(CREATE_RUN_FILES, variables)["createRunFiles"] or {}
-        urls = {one["name"]: one["uploadUrl"] for one in made.get("files") or ()}
-        for path, file in some.items():
-            if not urls.get(path):
-                raise MigrateError(f"W&B gives no URL for the file {path!r} of {where.shown}.")
-            send(client, file, urls[path], made.get("uploadHeaders") or (), f"the run {where.shown}")
+        some = files[first : first + FILES_PER_CALL]
+        names = [file.path for file in some]
+        variables = {"entity": where.entity, "project": where.project, "run": where.id, "files": names}
+        send_to(client, where, some, client.graphql(CREATE_RUN_FILES, variables)["createRunFiles"] or {})
+
+
+def send_to(client: Client, where: Where, files: Sequence[Bytes], places: Mapping[str, Any]) -> None:
+    """Puts these where the answer of CreateRunFiles says."""
+    urls = {one["name"]: one["uploadUrl"] for one in places.get("files") or ()}
+    for file in files:
+        if not urls.get(file.path):
+            raise MigrateError(f"W&B gives no URL for the file {file.path!r} of {where.shown}.")
+        send(client, file, urls[file.path], places.get("uploadHeaders") or (), f"the run {where.shown}")
 
 
 def config_yaml(config: Mapping[str, Any]) -> bytes:

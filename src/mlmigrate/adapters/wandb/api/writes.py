@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 
-_BUCKET = """
-    bucket {
-      id
-      name
-      displayName
-      config
-      historyLineCount
-      project { id name entity { id name } }
-    }
-    inserted
-"""
-
 # the SDK's run.update() names the run by its storage id, which leaves its state as it is
 STAMP_RUN = """
 mutation UpsertBucket($id: String!, $config: JSONString!) {
@@ -23,17 +11,29 @@ mutation UpsertBucket($id: String!, $config: JSONString!) {
 }
 """
 
-UPSERT_RUN = f"""
-mutation UpsertBucket($name: String, $project: String, $entity: String, $groupName: String, $displayName: String,
+_UPSERT = """
+mutation UpsertBucket($name: String!, $project: String!, $entity: String!, $groupName: String, $displayName: String,
     $notes: String, $commit: String, $config: JSONString, $host: String, $program: String, $repo: String,
-    $jobType: String, $state: String, $sweep: String, $tags: [String!]) {{
-  upsertBucket(input: {{name: $name, modelName: $project, entityName: $entity, groupName: $groupName,
+    $jobType: String, $state: String, $sweep: String, $tags: [String!]%s) {
+  upsertBucket(input: {name: $name, modelName: $project, entityName: $entity, groupName: $groupName,
       displayName: $displayName, notes: $notes, commit: $commit, config: $config, host: $host, jobProgram: $program,
-      jobRepo: $repo, jobType: $jobType, state: $state, sweep: $sweep, tags: $tags}}) {{
-{_BUCKET}
-  }}
-}}
+      jobRepo: $repo, jobType: $jobType, state: $state, sweep: $sweep, tags: $tags}) {
+    bucket { id name historyLineCount }
+    inserted
+  }%s
+}
 """
+UPSERT_RUN = _UPSERT % ("", "")
+# both in one request: mutations are done one after another
+UPSERT_RUN_WITH_FILES = _UPSERT % (
+    ", $files: [String!]!",
+    """
+  createRunFiles(input: {entityName: $entity, projectName: $project, runName: $name, files: $files}) {
+    runID
+    uploadHeaders
+    files { name uploadUrl }
+  }""",
+)
 
 LINE_COUNTS = """
 query RunResumeStatus($project: String, $entity: String, $name: String!) {
