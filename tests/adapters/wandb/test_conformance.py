@@ -10,6 +10,8 @@ from mlmigrate.testing.conformance import TargetTests
 
 
 class TestOfflineFolders(TargetTests):
+    every_nth_call = 7
+
     @pytest.fixture
     def new_target(self, tmp_path):
         numbers = itertools.count()

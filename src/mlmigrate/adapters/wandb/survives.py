@@ -14,7 +14,7 @@ WORDS = {"whole": "whole", "mapped": "mapped", "record": "record only", "lost": 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What becomes of a thing of W&B's: in an archive, in MLflow, and in W&B again out of either. Each may have a note."""
+    """What becomes of a thing of W&B's: in an archive, in MLflow, and in W&B again out of either; each with a note."""
 
     what: str
     archive: tuple[How, str]
@@ -37,7 +37,7 @@ THINGS = (
         "state",
         WHOLE,
         ("mapped", "crashed becomes FAILED, preempted KILLED; W&B's own word " + INDEX.removeprefix("it ")),
-        ("mapped", "W&B lets nobody set crashed, killed or preempted: such runs have failed, the word is in their config"),
+        ("mapped", "nobody can set crashed, killed or preempted: such runs have failed, the word is in their config"),
     ),
     Kept("start, runtime", WHOLE, ("mapped", "the end is the start plus the runtime"), WHOLE),
     Kept(
@@ -61,7 +61,7 @@ THINGS = (
         WHOLE,
     ),
     Kept("time since the start of each row", *[("mapped", "it is computed from the time and the start")] * 3),
-    Kept("system metrics", WHOLE, ("mapped", "they become metrics `system/*`, the number of the line is the step"), WHOLE),
+    Kept("system metrics", WHOLE, ("mapped", "they become metrics `system/*`, the step numbers the lines"), WHOLE),
     Kept("summary", WHOLE, ("mapped", "a number without history becomes one point; all of it: " + INDEX), WHOLE),
     Kept("definitions of metrics", WHOLE, ("record", INDEX), WHOLE),
     Kept("git, program", WHOLE, ("mapped", "they become tags `mlflow.source.*`"), WHOLE),
@@ -124,6 +124,6 @@ def _cell(cell: tuple[How, str], numbers: dict[str, int]) -> str:
 
 
 OPENING = """\
-What MLflow's things become in W&B is the column "W&B" above: nearly all is whole, since what W&B has no field for stands in
-the config key `mlmigrate`, and a copy back is equal. What W&B's own things become elsewhere, and in W&B again when they are
-copied back from there:"""
+What MLflow's things become in W&B is the column "W&B" above: nearly all is whole, since what W&B has no field for
+stands in the config key `mlmigrate`, and a copy back is equal. What W&B's own things become elsewhere, and in W&B
+again when they are copied back from there:"""
