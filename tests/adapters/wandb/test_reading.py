@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlmigrate.adapters.wandb import blocks, index, restored
 from mlmigrate.adapters.wandb.options import Options
@@ -363,6 +365,43 @@ class TestThereAndBack:
         assert found_sums == sums
         assert found_bytes == bytes_
         assert found.losses == []
+
+
+NAMES = st.text(max_size=5) | st.sampled_from(["a", "a.b", "b", "loss", "ü/ b", "_own", "mlflow/step", "mlflow/model"])
+CELLS = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats() | st.text(max_size=4) | st.just("NaN"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2),
+    max_leaves=5,
+)
+ROWS = st.lists(
+    st.tuples(st.integers(1, 5), st.floats(0, 2**31), st.dictionaries(NAMES, CELLS, max_size=4)), max_size=6
+)
+CONFIGS = st.dictionaries(NAMES, CELLS, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, CONFIGS, CONFIGS, st.sampled_from(["finished", "crashed", "killed", "running", "odd"]))
+def test_any_run_of_wandbs_is_told_again_as_it_was(tmp_path_factory, given_rows, config, summary, state):
+    lines, step = [], 0
+    for more, time, cells in given_rows:
+        step += more
+        lines.append({**cells, "_step": step, "_timestamp": time, "_runtime": 1.0})
+    config.pop(KEY, None)
+    run = replace(NATIVE, config=config, summary=summary, state=state)
+    source = One(Double(run, lines), Options())
+    with source.read([ref(run)]) as meant:
+        runs, sums, bytes_ = whole(meant)
+        losses = [loss for loss in meant.losses if "called" not in loss.because]
+    assert losses == []
+    desk = written(source, tmp_path_factory.mktemp("pack"))
+    with desk.reading(desk.refs()) as found:
+        again, found_sums, found_bytes = whole(found)
+    wanted = replace(runs["3kx9"], experiment="e", stamp=again["3kx9"].stamp)
+    assert repr(sorted(again["3kx9"].params.items())) == repr(sorted(wanted.params.items()))
+    assert replace(again["3kx9"], params={}) == replace(wanted, params={})
+    assert found_bytes == bytes_
+    assert found_sums == sums
+    assert found.losses == []
 
 
 def flat(line):

@@ -206,7 +206,7 @@ def json_text(value: Any, *, in_order: bool = False) -> str:  # noqa: ANN401  an
 
 @dataclass(slots=True)
 class Seen:
-    """What a history was seen to hold while it passed: for what its summary alone tells."""
+    """What a history was seen to hold while it passed: its keys, step and time of its last row with a value."""
 
     keys: set[str] = field(default_factory=set)
     step: int | None = None
@@ -216,7 +216,10 @@ class Seen:
         """Takes note of some more rows."""
         self.keys.update(block.keys)
         self.keys.update(other.key for other in block.others)
-        self.step, self.time = _last(block.step, self.step), _last(block.time, self.time)
+        rows = [block.row[-1].as_py()] if len(block.row) else []  # a row without values arrives nowhere: none counts
+        rows += [block.others[-1].row] if block.others else []
+        if rows:
+            self.step, self.time = block.step[max(rows)].as_py(), block.time[max(rows)].as_py()
 
 
 def summary_points(run: Run, summary: Mapping[str, Any], seen: Seen) -> pa.RecordBatch | None:
@@ -246,11 +249,6 @@ def numbers_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield SEPARATOR.join(way), float(number)
         except OverflowError:  # an integer beyond all floats
             continue
-
-
-def _last(column: pa.Array, before: Any) -> Any:  # noqa: ANN401  int or float
-    there = column.drop_null()
-    return there[-1].as_py() if len(there) else before
 
 
 def _ms(seconds: object) -> int | None:
