@@ -156,6 +156,13 @@ print("told " + json.dumps({
 api.artifact("team/p/m:v0").linked_artifacts[0].unlink()
 """
 
+SCAN = """
+import json, wandb
+
+run = wandb.Api().run("team/p/r1")
+print("told " + json.dumps([[row["loss"] for row in run.scan_history(**more)] for more in ({}, {"use_cache": False})]))
+"""
+
 EXPORTED = """
 import json, pathlib, wandb
 
@@ -328,6 +335,15 @@ class TestAfterwards:
         assert (told["scan"], told["pages"], told["keys"]) == (losses, losses, losses)
         assert told["incomplete"] == "IncompleteRunHistoryError"
         assert told["exports"] == [f"team_p_r1_{n}.runhistory.parquet" for n in (0, 1)]
+
+    def test_exports_of_another_server_are_taken_from_the_cache_of_this_one(self, world):
+        log = "import wandb\nwith wandb.init(project='p', id='r1') as run:\n    for _ in range(3): run.log({'loss': 7})"
+        with wandbserver.running() as other:
+            wandbsdk.run(world.version, log, other, world.folder)
+            other.export("team/p/r1", 3)
+            cached, asked = World(world.version, other, world.folder, {}).told(SCAN)
+        assert cached == [0, 0.5, 1]
+        assert asked == [7, 7, 7]
 
     def test_runs_and_artifacts_are_changed_and_deleted(self, world):
         told = world.told(CHANGE)
