@@ -15,7 +15,7 @@ from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.stream import Where
 from mlmigrate.adapters.wandb.api.writes import CREATE_RUN_FILES
 from mlmigrate.adapters.wandb.shape import File, Opener
-from mlmigrate.errors import Damaged, MigrateError, Refused
+from mlmigrate.errors import Damaged, MigrateError, NotFound, Unavailable
 
 PIECE = 1 << 20
 FILES_PER_CALL = 200
@@ -65,9 +65,20 @@ def send(client: Client, given: Bytes, url: str, headers: Sequence[str] | Mappin
             seen.append(Passed(data))
             yield cast("BinaryIO", seen[-1])
 
-    put(client, url, opener, given.size, headers, f"{given.path!r} of {whose}")
+    try:
+        put(client, url, opener, given.size, headers, f"{given.path!r} of {whose}")
+    except Unavailable:
+        raise
+    except MigrateError as error:
+        if not seen or seen[-1].md5 == given.md5:
+            raise
+        raise _changed(given, whose) from error
     if given.size and seen[-1].md5 != given.md5:
-        raise Damaged(f"{given.path!r} of {whose} has changed while it was sent.", "The same command again sends it")
+        raise _changed(given, whose)
+
+
+def _changed(given: Bytes, whose: str) -> Damaged:
+    return Damaged(f"The bytes of {given.path!r} of {whose} are not those with the md5 {given.md5}.", "Read it again")
 
 
 def put(
@@ -81,7 +92,9 @@ def put(
     """A PUT. One that is refused concerns this file alone, not our key."""
     try:
         return client.put(url, opener, size, headers)
-    except Refused as error:
+    except (Unavailable, Damaged, NotFound):  # of the server, or of where the bytes come from
+        raise
+    except MigrateError as error:
         raise MigrateError(f"{what} was refused: {error.message}", "The same command again sends it") from error
 
 
