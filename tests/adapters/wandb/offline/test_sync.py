@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def held(state, entity):
             continue
         plain = ("display", "notes", "group", "job_type", "state", "exitcode")
         clocks = ("_runtime", "_timestamp", "_wandb")
-        rows = [{key: value for key, value in json.loads(line).items() if key != "_runtime"} for line in run["history"]]
+        rows = [_row(json.loads(line)) for line in run["history"]]
         runs[run["name"]] = {
             **{name: run[name] for name in plain},
             "tags": sorted(run["tags"]),
@@ -112,14 +113,27 @@ def held(state, entity):
                 if not name.startswith(("wandb-", "config.yaml", "output.log"))
             },
             "events": len(run["events"]),
+            "console": [json.loads(line)["content"] for line in run["output"]],
         }
     artifacts = {
-        f"{one['collection'].rpartition('/')[2]}:v{one['version']}": (one["digest"], one["type"], one["description"])
-        + (one["metadata"], sorted(one["aliases"]), one["producer"].rpartition("/")[2] if one["producer"] else None)
+        f"{one['collection'].rpartition('/')[2]}:v{one['version']}": {
+            **{name: one[name] for name in ("digest", "type", "description", "metadata")},
+            "aliases": sorted(one["aliases"]),
+            "producer": (one["producer"] or "").rpartition("/")[2],
+        }
         for one in state["artifacts"].values()
         if one["collection"].startswith(f"{entity}/") and not one["type"].startswith(("mlmigrate", "mlflow", "wandb-"))
     }
     return runs, artifacts
+
+
+def _row(row):
+    """Nested names joined, as W&B shows them; times as MLflow can hold them."""
+    flat = {}
+    for key, value in row.items():
+        flat |= {f"{key}.{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {key: value}
+    del flat["_runtime"]
+    return flat | {"_timestamp": math.floor(flat["_timestamp"] * 1000 + 0.001)}
 
 
 def _summary(run):
@@ -142,6 +156,9 @@ def test_an_offline_run_of_the_sdk_is_synced_from_our_copy_as_from_its_own_folde
     state = server.state()
     (runs, artifacts), (found, there) = held(state, "team"), held(state, "other")
     assert runs["maker"]["files"].keys() >= {"weights.bin"}
+    assert found["maker"].keys() == runs["maker"].keys()
+    for name, what in runs["maker"].items():
+        assert (name, found["maker"][name]) == (name, what)
     assert found == runs
     assert there == artifacts
 
@@ -164,3 +181,22 @@ def test_lineage_is_there_when_the_lists_are_synced_in_their_order(server, tmp_p
     (net,) = [one for name, one in server.state()["artifacts"].items() if "/net:" in name]
     assert net["producer"].endswith("/maker")
     assert [run.rpartition("/")[2] for run in net["consumers"]] == ["reader"]
+
+
+def test_what_sync_lost_in_silence_is_completed_by_a_copy_to_the_server_and_nothing_is_there_twice(server, tmp_path):
+    server.reset()
+    store, out = demo.make(tmp_path), tmp_path / "out"
+    mlmigrate("copy", f"mlflow:{store}", f"wandb:{out}", env={"WANDB_ENTITY": "team"})
+    server.fail("file_stream", status=403, times=2)
+    server.fail("/storage/put/", status=403, times=4)
+    synced("0.31.0", out, server, tmp_path / "sdk")  # ends with 0
+    ids = server.state()["runs"].keys()
+    mlmigrate("verify", f"mlflow:{store}", "wandb:team", env=server.env, code=4)
+    mlmigrate("copy", f"mlflow:{store}", "wandb:team", env=server.env)
+    assert "All 12 runs are equal" in mlmigrate("verify", f"mlflow:{store}", "wandb:team", env=server.env)
+    state = server.state()
+    assert state["runs"].keys() == ids
+    for log in out.glob("*/*.wandb"):
+        (run,) = [run for run in state["runs"].values() if run["name"] == log.name[4:-6]]
+        assert len(run["history"]) == len(wandblogs.rows(log))
+        assert not run["config"]["mlmigrate"]["stamp"].startswith("unproven:") or run["job_type"] == "mlmigrate"

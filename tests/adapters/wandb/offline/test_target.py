@@ -107,7 +107,7 @@ def test_the_stamp_is_the_last_word_before_the_end(copied, tmp_path):
     records = list(wandblogs.read(folder_of(tmp_path / "out", "one") / "run-one.wandb"))
     assert [record.WhichOneof("record_type") for record in records][-2:] == ["config", "exit"]
     (item,) = records[-2].config.update
-    assert (list(item.nested_key), json.loads(item.value_json)) == (["mlmigrate", "stamp"], "s1")
+    assert (list(item.nested_key), json.loads(item.value_json)) == (["mlmigrate", "stamp"], "unproven:s1")
     (run,) = [record.run for record in records if record.HasField("run")]
     assert ["stamp" in json.loads(item.value_json) for item in run.config.update if item.key == "mlmigrate"] == [False]
 

@@ -1,7 +1,7 @@
 """Writes one run as W&B's SDK would have left it without a server, proves it, and gives it its name.
 
 .parts/<random>/offline-run-<time>-<id>/     while it is written: `wandb sync` does not look there
-offline-run-<time>-<id>/run-<id>.wandb       the log; its last word of the config is the stamp
+offline-run-<time>-<id>/run-<id>.wandb       the log; the last word of its config says that it is whole
                         /files/              files of the run page, and those that W&B writes itself
                         /mlmigrate.json      the mark: all of it is here
 artifacts/<aa>/<sha256>                      bytes of artifacts, once each; logs name them by absolute paths
@@ -40,6 +40,9 @@ from mlmigrate.errors import BadData, Damaged
 from mlmigrate.model import Loss
 from mlmigrate.storage.local import explain, sync_folders
 
+# How the stamp begins that a log brings to a server: `wandb sync` may have lost anything on the way and says nothing of
+# it. The run can be read there, but a copy to that server looks at it, completes it, and only then gives it its stamp.
+UNPROVEN = "unproven:"
 _CHUNK = 1 << 20
 _LINES = 64 * 1024  # characters of console text in one record
 _AGAIN = "Look at the disk, then run the same command again."
@@ -141,7 +144,7 @@ class Writer:
             for text in _console(files / CONSOLE):
                 writer.console(text)
             writer.summary(run.summary)
-            writer.stamp(sheet.stamp)
+            writer.stamp(UNPROVEN + sheet.stamp)
             writer.exit(run.exit_code, run.runtime)
         met = [one for one in run.used if replace(one, files=()) not in unmet]
         _prove(log, replace(sheet, run=replace(run, used=tuple(met))), rows, events)
@@ -296,7 +299,7 @@ def _prove(log: Path, sheet: Sheet, rows: Sum, events: Sum) -> None:
 
 
 def _stamped(sheet: Sheet) -> WandbRun:
-    told = {**sheet.run.config[KEY], "stamp": sheet.stamp}
+    told = {**sheet.run.config[KEY], "stamp": UNPROVEN + sheet.stamp}
     return replace(sheet.run, config={**sheet.run.config, KEY: told})
 
 
