@@ -18,7 +18,7 @@ from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config
 from mlmigrate.adapters.wandb.records import Collection, Linked
 from mlmigrate.adapters.wandb.shape import Block, File, Sheet, Version, WandbRun
 from mlmigrate.address import parse
-from mlmigrate.errors import Damaged
+from mlmigrate.errors import Damaged, MigrateError
 from wandbtarget import use
 
 pytestmark = pytest.mark.slow
@@ -154,6 +154,19 @@ def test_one_bad_run_does_not_stop_the_others(server, sending):
         sending.deliver([bad, *(sheet(f"good {n}") for n in range(40))])
     runs = server.state()["runs"].values()
     assert {one["name"] for one in runs if "stamp" in one["config"][KEY]} == {f"good {n}" for n in range(40)}
+
+
+def test_a_run_whose_system_metrics_are_others_than_ours_is_left_for_another_generation(server, sending):
+    server.fail("RunsWritten", 400, times=10)
+    with pytest.raises(MigrateError):
+        sending.deliver([sheet("a", events=3)])
+    server.heal()
+    other = replace(sheet("a", events=3), events=lambda start: iter([block(start + 5, 3 - start)]))
+    assert sending.deliver([other]) == {"wandb:team/p/a": "a-2"}
+    runs = server.state()["runs"]
+    assert list(runs) == ["team/p/a-2"]  # the spoiled one, which never was whole, is deleted
+    assert [json.loads(line)["system.loss"] for line in runs["team/p/a-2"]["events"]] == [5 / 7, 6 / 7, 1.0]
+    assert runs["team/p/a-2"]["config"][KEY]["generation"] == 2
 
 
 def test_registered_models_are_collections_of_links(server, sending):

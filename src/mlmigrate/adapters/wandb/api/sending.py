@@ -319,12 +319,12 @@ class Sending:
         return kept, (first, last)
 
     def _stream_events(self, stream: Stream, sheet: Sheet, start: int) -> list[bytes] | None:
-        kept: list[bytes] | None = [] if not start else None
-        offset = start
-        size = 0
-        for block in sheet.events(start) if start < sheet.event_rows else ():
+        """Sends the system metrics from `start` on; keeps all their lines where they are few."""
+        kept: list[bytes] | None = []
+        offset = size = 0
+        for block in sheet.events(0) if sheet.event_rows else ():
             lines = event_lines(block)
-            stream.lines(EVENTS, offset, lines)
+            stream.lines(EVENTS, max(offset, start), lines[max(0, start - offset) :])
             offset += len(lines)
             size += sum(map(len, lines))
             kept = [*kept, *lines] if kept is not None and size <= KEPT else None

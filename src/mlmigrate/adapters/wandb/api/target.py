@@ -27,11 +27,11 @@ from mlmigrate.adapters.wandb.options import options
 from mlmigrate.adapters.wandb.outgoing import Home
 from mlmigrate.adapters.wandb.writing import Homes, WandbPlace, experiment_sheets
 from mlmigrate.address import Address
-from mlmigrate.errors import NotFound
+from mlmigrate.errors import NotFound, UsageError
 from mlmigrate.model import PARENT_TAG, Arrival, Experiment, Loss, Record, Run, RunRef
 
 PATIENCE = "MLMIGRATE_WANDB_PATIENCE"  # seconds that a server may be behind with what it took
-PATIENT = 60.0
+PATIENT = 30.0
 
 
 def open_target(address: Address, context: Context) -> WandbTarget:
@@ -39,11 +39,18 @@ def open_target(address: Address, context: Context) -> WandbTarget:
     where = spot(address.place, context.env)
     client = connect(where.base_url, context)
     try:
-        patience = float(context.env.get(PATIENCE, PATIENT))
+        patience = _seconds(context.env.get(PATIENCE, ""))
         return WandbTarget(client, replace(where, entity=_entity(client, where)), context.settings, patience)
     except BaseException:
         client.close()
         raise
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text) if text else PATIENT
+    except ValueError as error:
+        raise UsageError(f"{PATIENCE} is {text!r}, which is no number of seconds.") from error
 
 
 def _entity(client: Client, where: Spot) -> str:
