@@ -82,6 +82,9 @@ def test_an_mlflow_store_is_on_the_server_as_it_was_meant(version, server, tmp_p
             set(told.tags),
         )
         assert runs[id_]["config"]["mlmigrate"]["stamp"]
+        axes = axes_of(runs[id_]["config"]["_wandb"].get("m", []))
+        keys = {key for row in meant for key in row if not key.startswith(("_", "mlflow/"))}
+        assert {axes.get(key, axes.get("*")) for key in keys} <= {"mlflow/step"}, (id_, axes)
     assert {run["state"] for run in runs.values()} == {"finished", "failed", "running"}
     assert state["pending"] == {}
     assert state["artifacts"]
@@ -89,6 +92,12 @@ def test_an_mlflow_store_is_on_the_server_as_it_was_meant(version, server, tmp_p
         assert artifact["producer"]
     told = mlmigrate("verify", f"mlflow:{store}", "wandb:team", env=server.env)
     assert "All 12 runs are equal" in told
+
+
+def axes_of(metrics):
+    """Name or glob -> the key that is its axis, as the config's `_wandb.m` says it."""
+    names = [one.get("1") or one.get("2") for one in metrics]
+    return {name: names[one["5"] - 1] for name, one in zip(names, metrics, strict=True) if "5" in one}
 
 
 def held(state, entity):
@@ -104,7 +113,7 @@ def held(state, entity):
             **{name: run[name] for name in plain},
             "tags": sorted(run["tags"]),
             "config": {key: value for key, value in run["config"].items() if key not in ("_wandb", "mlmigrate")},
-            "metrics": run["config"]["_wandb"].get("m"),
+            "axes": axes_of(run["config"]["_wandb"].get("m", [])),
             "summary": {key: value for key, value in _summary(run).items() if key not in clocks},
             "rows": json.dumps(rows, sort_keys=True),
             "files": {

@@ -15,11 +15,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import yaml
@@ -139,6 +140,7 @@ class Writer:
             writer.files(path for path in shown if path not in _RESERVED)
             for block in rows.through(sheet.history(0), steps=True):
                 writer.history(block)
+            writer.expanded(run.metrics, rows.names)
             for block in events.through(sheet.events(0), steps=False):
                 writer.events(block)
             for text in _console(files / CONSOLE):
@@ -218,6 +220,23 @@ class _Writer(LogWriter):
         config = pb.ConfigRecord()
         config.update.add(nested_key=[KEY, "stamp"], value_json=json.dumps(stamp))
         self._put(config=config)
+
+    def expanded(self, metrics: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> None:
+        """What definitions with a glob ("val/*") come to, key by key, as the SDK tells it while it logs.
+
+        Who syncs does not work that out again, and not every server does.
+        """
+        named = {metric.get("name") or metric.get("step_metric") for metric in metrics}
+        named |= {metric.get("step_metric") for metric in metrics}
+        globs = [metric for metric in metrics if metric.get("glob_name")]
+        for key in keys:
+            metric = next((one for one in globs if key.startswith(one["glob_name"].removesuffix("*"))), None)
+            if metric is None or key in named:
+                continue
+            record = pb.MetricRecord(name=key, step_metric=metric.get("step_metric", ""), expanded_from_glob=True)
+            record.options.step_sync = bool((metric.get("options") or {}).get("step_sync"))
+            getattr(record, "_control").overwrite = True  # noqa: B009  the field is called so
+            self._put(metric=record)
 
     def like(self, run: WandbRun) -> None:
         """The log is that of this run, whose records come `again`."""

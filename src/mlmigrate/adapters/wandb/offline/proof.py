@@ -28,12 +28,13 @@ _TOLD = (
 
 @dataclass(slots=True)
 class Sum:
-    """Rows that went by: how many, how many values, and their sum."""
+    """Rows that went by: how many, how many values, the names of their keys, and their sum."""
 
     rows: int = 0
     values: int = 0
     others: int = 0
     total: int = 0
+    names: dict[str, None] = field(default_factory=dict)
     _keys: dict[str, np.uint64] = field(default_factory=dict)
 
     def through(self, blocks: Iterator[Block], *, steps: bool) -> Iterator[Block]:
@@ -53,6 +54,7 @@ class Sum:
         exact = [one for one in block.others if one.text[:1] not in "-0123456789"]
         for one in exact:
             total += _total(_mixed(at[one.row : one.row + 1] ^ self._key(one.key + "\0" + one.text)))
+        self.names |= dict.fromkeys([*block.keys, *(one.key for one in block.others)])
         self.rows += block.rows
         self.values += len(value)
         self.others += len(exact)
