@@ -167,3 +167,19 @@ def test_every_kind_names_itself_by_its_key() -> None:
         root = {column: f"<{column}>" for column in kind.key}
         assert id_of(kind, root) == "/".join(f"<{column}>" for column in kind.key)
     assert id_of(BY_NAME["mlflow.registered_model"], {"name": "n", "workspace": "default"}) == "n"
+
+
+@pytest.mark.parametrize(
+    ("given", "here"),
+    [
+        ("runs:/maker/model", f"runs:/{'b' * 32}/model"),
+        ("runs:/maker", f"runs:/{'b' * 32}"),
+        ("runs:/makers/model", "runs:/makers/model"),
+        ("the maker of runs", "the maker of runs"),
+        (f"runs:/{'a' * 32}/x", f"runs:/{'b' * 32}/x"),
+        (f"runs:/{'b' * 32}/x", f"runs:/{'c' * 32}/x"),
+    ],
+)
+def test_a_run_of_another_tracker_is_renamed_behind_runs_alone_and_none_twice(given, here):
+    ids = {"maker": "b" * 32, "a" * 32: "b" * 32, "b" * 32: "c" * 32}
+    assert References(ids={"run": ids}).text(given) == here

@@ -6,7 +6,7 @@
     MLmodel: run_id, model_id, artifact_path        -> the same, the rest of the file as it is
 
 Only ids that are known are replaced: run ids are 32 hexadecimal digits and model ids "m-" and as many, which
-nothing else is by chance.
+nothing else is by chance; ids of any other shape only where they stand behind "runs:/" or in fields of their own.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _ROOT = re.compile(
     r"(?:[A-Za-z][A-Za-z0-9+.\-]*:|/)(?:[^\s\"'<>]*?)/((?:m-|tr-)?[0-9a-f]{32})/artifacts(?=[/\s\"'<>]|$)"
 )
 _VERSION = re.compile(r"models:/([^/\s\"'#?@]+)/(\d+)(?![\w.])")
+_RUN = re.compile(r"runs:/([^/\s\"'#?]+)")  # a run of another tracker may have an id of any shape
 _ALIAS = re.compile(r"models:/([^/\s\"'#?@]+)@")
 
 
@@ -66,7 +67,12 @@ class References:
             text = _ROOT.sub(self._root, text)
         if "models:/" in text and (self.models or self.versions):
             text = _ALIAS.sub(self._alias, _VERSION.sub(self._version, text))
-        return _TOKEN.sub(self._token, text)
+        text = _TOKEN.sub(self._token, text)
+        return _RUN.sub(self._run, text) if "runs:/" in text else text
+
+    def _run(self, found: re.Match[str]) -> str:
+        """Ids of MLflow's shape are replaced already, wherever they stand."""
+        return found[0] if _TOKEN.fullmatch(found[1]) else f"runs:/{self.id('run', found[1])}"
 
     def _root(self, found: re.Match[str]) -> str:
         for places in self.places.values():

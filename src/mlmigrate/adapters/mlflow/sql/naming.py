@@ -115,7 +115,7 @@ def renamed_runs(session: Session) -> dict[str, str]:
         f"SELECT {session.text('value')} AS o, {session.text('run_uuid')} AS i FROM tags "
         f"WHERE \"key\" = '{ORIGIN_TAG}' AND value <> 'mlflow:' || run_uuid"
     )
-    return {origin.partition(":")[2]: id_ for origin, id_ in rows if origin.startswith("mlflow:")}
+    return {origin.rpartition(":")[2]: id_ for origin, id_ in rows if not origin.endswith(f":{id_}")}
 
 
 def renamed_models(session: Session, runs: Collection[str] = ()) -> References:

@@ -151,7 +151,7 @@ class DatabaseTarget:
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
         """Tags and params of our runs name other runs, models and places as these are here."""
-        renamed = {origin.partition(":")[2]: id_ for origin, id_ in ids.items() if not origin.endswith(f":{id_}")}
+        renamed = {origin.rpartition(":")[2]: id_ for origin, id_ in ids.items() if not origin.endswith(f":{id_}")}
         renamed = {old: new for old, new in renamed.items() if not old.startswith("@")}
         if renamed:
             self._rename_parents(renamed)
