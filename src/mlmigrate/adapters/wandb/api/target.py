@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlmigrate.adapters.base import Context, Names, Packing, SameNames, Settings
-from mlmigrate.adapters.mlflow import conflicts
 from mlmigrate.adapters.wandb import names
 from mlmigrate.adapters.wandb.address import Spot, spot
+from mlmigrate.adapters.wandb.api import owners
 from mlmigrate.adapters.wandb.api.client import Client, connect
 from mlmigrate.adapters.wandb.api.logged import Artifacts
 from mlmigrate.adapters.wandb.api.proving import Proof
@@ -131,17 +131,19 @@ class WandbTarget:
         if self.where.project:
             return []
         wanted = [(_origin(one), names.project(one.name)) for one in experiments]
-        choices = conflicts.settle(wanted, self._owners(), self.settings.on_conflict, "project")
-        self.homes.settled |= {origin: choice.name for origin, choice in choices.items()}
-        return conflicts.losses(wanted, choices, "project")
+        there, known = self._load(), self._known()
+        settled = owners.settle(wanted, known, there, self.settings.on_conflict)
+        self.homes.settled |= settled
+        return owners.losses(wanted, known, there, settled)
 
-    def _owners(self) -> dict[str, str]:
-        """Name of each project -> origin of the experiment that made it; "" for somebody else's."""
-        owners = dict.fromkeys(self._load(), "")
-        for run in self.there.all():
-            if run.ours is not None and run.ours.kind == "experiment":
-                owners[run.project] = run.ours.origin.removeprefix("experiment:")
-        return owners
+    def _known(self) -> dict[str, str]:
+        """Origin of each experiment that came here before -> its project."""
+        told = ((run, run.ours) for run in self.there.all())
+        return {
+            ours.origin.removeprefix("experiment:"): run.project
+            for run, ours in told
+            if ours is not None and ours.kind == "experiment"
+        }
 
     @contextmanager
     def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> Iterator[WandbPlace]:  # noqa: ARG002
