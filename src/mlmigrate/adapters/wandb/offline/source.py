@@ -27,6 +27,7 @@ from mlmigrate.adapters.wandb.shape import Opened, WandbRun
 from mlmigrate.address import Address
 from mlmigrate.errors import NotFound
 from mlmigrate.model import Experiment, Loss, RunRef
+from mlmigrate.storage.local import explain
 
 A_POINT = 36  # bytes that one takes in a log, about
 
@@ -83,7 +84,10 @@ class OfflineSource:
         places = self._places[where]
         if not all(place.log.is_file() for place in places):
             return None
-        return OfflineRun(places, self._stores, self._sweeps.get(where, ""))
+        try:
+            return OfflineRun(places, self._stores, self._sweeps.get(where, ""))
+        except OSError as error:  # it may not be read any more, or went away just now
+            raise explain(error, str(places[0].folder)) or error from error
 
     def _seen(self) -> Catalogue:
         with self._lock:
