@@ -25,9 +25,8 @@ from mlmigrate.adapters.wandb.options import Options, options
 from mlmigrate.adapters.wandb.reading import WandbReading
 from mlmigrate.adapters.wandb.shape import Opened, WandbRun
 from mlmigrate.address import Address
-from mlmigrate.errors import NotFound
+from mlmigrate.errors import MigrateError, NotFound
 from mlmigrate.model import Experiment, Loss, RunRef
-from mlmigrate.storage.local import explain
 
 A_POINT = 36  # bytes that one takes in a log, about
 
@@ -87,7 +86,8 @@ class OfflineSource:
         try:
             return OfflineRun(places, self._stores, self._sweeps.get(where, ""))
         except OSError as error:  # it may not be read any more, or went away just now
-            raise explain(error, str(places[0].folder)) or error from error
+            said = f"{places[0].folder} cannot be read: {error.strerror}."
+            raise MigrateError(said, "Look at the folder, then run the same command again.") from error
 
     def _seen(self) -> Catalogue:
         with self._lock:
