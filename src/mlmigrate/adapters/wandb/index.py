@@ -366,6 +366,7 @@ class _Run(msgspec.Struct):
     logged: tuple[_Version, ...] = ()
     used: tuple[_Version, ...] = ()
     lines: int | None = None
+    alone: tuple[str, ...] | None = None
 
 
 class _Document(msgspec.Struct):

@@ -227,7 +227,7 @@ def summary_points(run: Run, summary: Mapping[str, Any], seen: Seen) -> pa.Recor
 
     Truth values are no numbers here. `run` is the neutral one: these are the same wherever it is told from.
     """
-    found = {key: value for key, value in numbers_of(summary) if key not in seen.keys}
+    found = alone(summary, seen)
     if not found:
         return None
     last = summary.get("_step")
@@ -237,6 +237,11 @@ def summary_points(run: Run, summary: Mapping[str, Any], seen: Seen) -> pa.Recor
     n = len(found)
     columns = {"run": [run.id] * n, "key": list(found), "step": [step] * n, "timestamp": [end] * n}
     return points({**columns, "value": list(found.values())})
+
+
+def alone(summary: Mapping[str, Any], seen: Seen) -> dict[str, float]:
+    """The numbers of a summary that history has not."""
+    return {key: value for key, value in numbers_of(summary) if key not in seen.keys}
 
 
 def numbers_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

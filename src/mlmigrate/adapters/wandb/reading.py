@@ -45,6 +45,7 @@ class _One:
     """A run being read. `run` is W&B's, `neutral` ours, None of what holds records.
 
     spool   the file of values that are no numbers, made by whoever saw the history first; None before that
+    seen    what that history held
     told    its losses that were passed on
     """
 
@@ -54,6 +55,7 @@ class _One:
     provenance: Provenance | None
     neutral: Run | None
     spool: Path | None = None
+    seen: natives.Seen = field(default_factory=natives.Seen)
     told: Counter[Loss] = field(default_factory=Counter)
 
     @property
@@ -153,12 +155,10 @@ class WandbReading:
     # -- points --------------------------------------------------------------------------------------------------------
 
     def _points(self, one: _One, neutral: Run) -> Iterator[pa.RecordBatch]:
-        seen = natives.Seen()
         with self._spooling(one) as spool:
             first = 0
             for block in one.opened.history():
                 spool(block)
-                seen.look(block)
                 yield from _filled(blocks.points(block, one.ref.id, restored=not one.own, first_row=first))
                 first += block.rows
         first = 0
@@ -166,20 +166,27 @@ class WandbReading:
             ours = not one.own or (one.provenance is not None and STEP in block.keys)  # we number those of any run
             yield from _filled(blocks.event_points(block, one.ref.id, restored=ours, first_row=first))
             first += block.rows
-        last = natives.summary_points(neutral, one.run.summary, seen) if one.own else None
+        last = natives.summary_points(neutral, one.run.summary, one.seen) if one.own else None
         if last is not None:
             yield last
 
     @contextmanager
     def _spooling(self, one: _One) -> Iterator[Callable[[Block], None]]:
         """Keeps the values that are no numbers of a run that is W&B's own; they are there when the block ends well."""
+        seen = natives.Seen()
         if one.provenance is not None or one.spool is not None:
-            yield _pass
+            yield seen.look
+            one.seen = seen
             return
         path = self._file()
         with path.open("wb") as file:
-            yield lambda block: file.writelines(index.lines(block))
-        one.spool = path
+
+            def take(block: Block) -> None:
+                seen.look(block)
+                file.writelines(index.lines(block))
+
+            yield take
+        one.spool, one.seen = path, seen
 
     def _file(self) -> Path:
         if self._folder is None:
@@ -197,6 +204,7 @@ class WandbReading:
             if because:
                 told.gone[path] = because[0]
         yield from self._values(one)
+        told.run = replace(told.run, alone=tuple(natives.alone(one.run.summary, one.seen)))
         yield Artifact(one.ref.id, RUN_JSON, lambda: BytesIO(told.encoded()), values=True)
 
     def _values(self, one: _One) -> Iterator[Artifact]:
@@ -307,6 +315,3 @@ def _loss(ref: RunRef, loss: Loss) -> Loss:
 def _filled(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     if len(batch):
         yield batch
-
-
-def _pass(block: Block) -> None: ...

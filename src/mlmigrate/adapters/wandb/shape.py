@@ -114,6 +114,7 @@ class WandbRun:
     files      of the run page; output.log among them
     logged     versions that this run made; `used` those it read (their files are not told)
     lines      how many lines of history the server says that there are
+    alone      keys of numbers that only the summary has, where that is known: history was seen to its end
     """
 
     id: str
@@ -147,6 +148,7 @@ class WandbRun:
     logged: tuple[Version, ...] = ()
     used: tuple[Version, ...] = ()
     lines: int | None = None
+    alone: tuple[str, ...] | None = None
 
 
 class Opened(Protocol):

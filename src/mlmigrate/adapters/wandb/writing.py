@@ -15,7 +15,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -324,26 +323,24 @@ def _by_run(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
 
 def _fill(rows: Rows, draft: _Draft, native: WandbRun) -> None:
     """The points, but for those that only the summary tells: reading tells them from there again."""
-    single = {key: value for key, value in numbers_of(native.summary) if draft.points.counts[key] == 1}
+    known = native.alone or ()
+    single = {key: value for key, value in numbers_of(native.summary) if key in known and draft.points.counts[key] == 1}
     for batch in draft.points.batches():
-        rows.add(_of_rows(batch, single, native.summary.get("_step"), draft.run.end) if single else batch)
+        rows.add(_of_rows(batch, single) if single else batch)
 
 
-def _of_rows(batch: pa.RecordBatch, single: Mapping[str, float], step: object, end: int | None) -> pa.RecordBatch:
+def _of_rows(batch: pa.RecordBatch, single: Mapping[str, float]) -> pa.RecordBatch:
+    """The batch without the only point of each of these keys, where it has the summary's value still."""
     known = [number for number, key in enumerate(batch["key"].dictionary.to_pylist()) if key in single]
     maybe = np.flatnonzero(np.isin(batch["key"].indices.to_numpy(zero_copy_only=False), known))
-    told = [int(n) for n in maybe if _only_told(batch.slice(int(n), 1).to_pylist()[0], single, step, end)]
+    told = [int(n) for n in maybe if _same(batch["value"][int(n)].as_py(), single[batch["key"][int(n)].as_py()])]
     keep = np.ones(len(batch), dtype=bool)
     keep[told] = False
     return batch.filter(pa.array(keep)) if told else batch
 
 
-def _only_told(point: Mapping[str, Any], single: Mapping[str, float], step: object, end: int | None) -> bool:
-    """Whether a point is the one that natives.summary_points makes of the summary's value."""
-    value = single[point["key"]]
-    same = point["value"] == value or (math.isnan(value) and math.isnan(point["value"]))
-    at = not isinstance(step, int) or point["step"] == step
-    return same and at and (end is None or point["timestamp"] == end) and not point["timestamp_micro"]
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
 
 
 def _facts(draft: _Draft, written: Written, native: WandbRun | None) -> Facts:
