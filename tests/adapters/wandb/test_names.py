@@ -55,6 +55,11 @@ def test_a_project_that_wandb_takes_keeps_its_name_and_others_are_recognized():
     assert names.project("").startswith("experiment-")
 
 
+@pytest.mark.parametrize("name", [".", "..", " .. ", "..."])
+def test_no_project_is_called_like_a_way_to_another_folder(name):
+    assert names.project(name).startswith("experiment-")
+
+
 @given(ANY)
 def test_any_name_becomes_an_artifact_that_wandb_takes(name):
     found = names.artifact(name)

@@ -42,7 +42,7 @@ def parent_id(origin: str, id: str, parent: str) -> str:
 def project(experiment: str) -> str:
     """The project of the experiment of this name."""
     clean = _NOT_IN_PROJECTS.sub("-", experiment).strip()
-    return _marked(clean or "experiment", experiment, LONGEST)
+    return _marked(clean if clean.strip(".") else "experiment", experiment, LONGEST)  # "..": a way elsewhere in a URL
 
 
 def artifact(name: str) -> str:
