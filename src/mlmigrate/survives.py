@@ -142,9 +142,7 @@ _WANDB = {
     ),
     ACCOUNTS: Holding(ACCOUNTS, "record", KEPT_ASIDE),
     objects.ROWS: Holding(objects.ROWS, "record", KEPT_ASIDE),
-    "run.state": _but(
-        "run.state", "the state killed cannot be set: such a run has failed, with the tag `killed`"
-    ),
+    "run.state": _but("run.state", "the state killed cannot be set: such a run has failed, with the tag `killed`"),
 }
 
 

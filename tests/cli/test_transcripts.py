@@ -13,7 +13,7 @@ transcript = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(transcript)
 
 
-LONG = ("archive", "database", "demo", "export", "relocate")  # of many commands, each a process of its own
+LONG = ("archive", "database", "demo", "export", "relocate", "wandb")  # of many commands, each a process of its own
 
 
 def transcripts():
