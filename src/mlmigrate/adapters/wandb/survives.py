@@ -24,6 +24,7 @@ class Kept:
 
 INDEX = "it stands in the run's artifact `wandb/run.json`"
 WHOLE: tuple[How, str] = ("whole", "")
+COMPUTED: tuple[How, str] = ("mapped", "it is computed from the time and the start")
 THINGS = (
     Kept(
         "run id, project",
@@ -60,7 +61,7 @@ THINGS = (
         ("record", "they stand in the artifact `wandb/history.jsonl`, media files below `wandb/files/`"),
         WHOLE,
     ),
-    Kept("time since the start of each row", *[("mapped", "it is computed from the time and the start")] * 3),
+    Kept("time since the start of each row", COMPUTED, COMPUTED, COMPUTED),
     Kept("system metrics", WHOLE, ("mapped", "they become metrics `system/*`, the step numbers the lines"), WHOLE),
     Kept("summary", WHOLE, ("mapped", "a number without history becomes one point; all of it: " + INDEX), WHOLE),
     Kept("definitions of metrics", WHOLE, ("record", INDEX), WHOLE),
