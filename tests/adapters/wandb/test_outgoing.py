@@ -154,6 +154,14 @@ def test_a_nested_view_that_has_a_params_name_is_told_and_left_out():
     assert [loss.what for loss in found.losses] == ["view 'view'"]
 
 
+def test_a_nested_view_makes_provenance_no_longer_but_for_its_name():
+    run = make("x", params={f"group.{n}": f"p{n}" for n in range(50)} | {"view.group.1": "own", "." * 500: "deep"})
+    plain, viewed = (written(run, Options(nested=name)) for name in ("", "view"))
+    assert viewed.config[KEY] == plain.config[KEY] | {"view": "view"}
+    assert viewed.config["view"]["group"]["7"] == "p7"
+    assert_equal(read(through_a_server(viewed)), run)
+
+
 def test_tags_become_labels_that_fit_and_what_wandb_has_a_place_for_goes_there():
     tags = {
         "mlflow.note.content": "a note",

@@ -22,7 +22,7 @@ import msgspec
 
 from mlmigrate.adapters.wandb import names
 from mlmigrate.adapters.wandb.limits import CONFIG, OWN_KEYS
-from mlmigrate.adapters.wandb.natives import params_of
+from mlmigrate.adapters.wandb.natives import DEEPEST, params_of
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import KEY, OWN_COLUMNS, STEP, SYSTEM, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
@@ -113,9 +113,9 @@ def outgoing(run: Run, home: Home, options: Options, facts: Facts, goods: Goods,
     Raises MigrateError for a config that is larger than W&B takes.
     """
     losses = [Loss(run.id, f"{one.kind} {one.id!r}", "the target has no place for it") for one in run.records]
-    config, because = _config(run, options, native)
+    config, view, because = _config(run, options, native)
     losses += [Loss(run.id, f"view {options.nested!r}", because)] if because else []
-    provenance = _provenance(run, home, facts, goods, config, native)
+    provenance = replace(_provenance(run, home, facts, goods, config, native), view=next(iter(view), ""))
     state, code = STATES.get(run.status, STATES["FINISHED"])
     found = WandbRun(
         id=names.run_id(run.origin, run.id),
@@ -137,7 +137,7 @@ def outgoing(run: Run, home: Home, options: Options, facts: Facts, goods: Goods,
         started=run.start,
         ended=run.end,
         runtime=_seconds(run.start, run.end),
-        config=config | {KEY: as_config(provenance)},
+        config=config | view | {KEY: as_config(provenance)},
         files=goods.files,
         logged=goods.logged,
         used=goods.used,
@@ -190,16 +190,16 @@ def typed(text: str) -> str | bool | int | float:
     return text
 
 
-def _config(run: Run, options: Options, native: WandbRun | None) -> tuple[dict[str, Any], str]:
-    """The config without provenance, and why there is no nested view ("" when nothing is wrong)."""
+def _config(run: Run, options: Options, native: WandbRun | None) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The config without provenance, the nested view besides, and why there is none ("" when nothing is wrong)."""
     by_name = any(not isinstance(value, str) for value in run.params.values()) or options.params == "text"
     plain = {name: _plain(value, as_text=by_name) for name, value in run.params.items()}
     config = _own_config(plain) if native is None else _native_config(run, plain, native, options.separator)
     if not options.nested:
-        return config, ""
+        return config, {}, ""
     if options.nested in config or options.nested in run.params or options.nested in OWN_KEYS:
-        return config, "a param, or W&B itself, has that name"
-    return config | {options.nested: _nested(plain)}, ""
+        return config, {}, "a param, or W&B itself, has that name"
+    return config, {shown(options.nested): _nested(plain)}, ""
 
 
 def _own_config(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,11 +236,11 @@ def _without(config: Mapping[str, Any], gone: set[str], separator: str, before: 
 
 
 def _nested(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Params opened at "." and "/"; one whose way is barred by a value keeps its whole name."""
+    """Params opened at "." and "/"; one whose way is barred by a value, or very long, keeps its whole name."""
     root: dict[str, Any] = {}
     for name, value in sorted(plain.items()):
         *way, last = re.split(r"[./]", shown(name))
-        at: Any = root if "" not in (*way, last) else None
+        at: Any = root if "" not in (*way, last) and len(way) < DEEPEST // 2 else None
         for part in way:
             at = at.setdefault(part, {}) if isinstance(at, dict) else None
         if isinstance(at, dict) and last not in at:

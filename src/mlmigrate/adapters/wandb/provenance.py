@@ -48,6 +48,7 @@ class Provenance:
     typed       params are of the types that the config has; else each is the text of what the config has
     params      those that reading the config would not give as they were: their text, or None: not a param
     types       of params whose type is not as `typed` says: "text", "int", "float", "bool", "datetime", "set", "null"
+    view        the key of the config under which params stand once more: what is in it is no param
     order       names of params where they are not as the config has them: config key -> name in the source
     tags        all of them
     experiment  name of the experiment; `experiment_id` in the source
@@ -80,6 +81,7 @@ class Provenance:
     typed: bool = False
     params: Mapping[str, str | None] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    view: str = ""
     order: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     system: Mapping[str, str] = field(default_factory=dict)

@@ -73,7 +73,8 @@ def run_of(run: WandbRun, provenance: Provenance) -> Run:
 
 def params_of(config: Mapping[str, Any], told: Provenance) -> dict[str, Value]:
     """Params: those of the config under their names in the source, then what provenance says of single ones."""
-    found, _ = natives.params_of(config, natives.SEPARATOR)
+    own = {name: value for name, value in config.items() if name != told.view} if told.view else config
+    found, _ = natives.params_of(own, natives.SEPARATOR)
     params = {
         told.order.get(name, name): value if told.typed else natives.text_of(value) for name, value in found.items()
     }
