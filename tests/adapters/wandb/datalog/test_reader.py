@@ -271,6 +271,28 @@ def test_a_run_without_an_end_goes_on_while_its_log_is_fresh_and_is_crashed_afte
     assert Log(path).run.state == "crashed"
 
 
+@pytest.mark.parametrize("last", ["row", "stats", "output", "output_raw", "none"])
+def test_a_run_that_tells_no_runtime_ended_when_its_last_record_was_made(last, plain, tmp_path):
+    pb, stamp = plain.pb, {"seconds": 1_600_000_050, "nanos": 250_000_000}
+    made = {
+        "row": [plain.history(0, _timestamp=1_600_000_010.0), plain.history(1, _timestamp=1_600_000_050.25)],
+        "stats": [pb.Record(stats={"timestamp": stamp}), plain.history(1, _timestamp=1_600_000_050.125)],
+        "output": [plain.history(1, _timestamp=1_700_000_000_000), pb.Record(output={"timestamp": stamp})],
+        "output_raw": [plain.history(1, _timestamp="soon"), pb.Record(output_raw={"timestamp": stamp})],
+        "none": [plain.history(1, _timestamp=1_500_000_000.0), plain.history(2, _timestamp=math.nan)],
+    }[last]
+    begin = pb.Record(run={"run_id": "a", "start_time": {"seconds": 1_600_000_000}})
+    path = plain.write(tmp_path / "run-a.wandb", begin, *made)
+    assert (Log(path).run.state, Log(path).run.ended) == ("running", None)
+    os.utime(path, (time.time() - 3600, time.time() - 3600))
+    ended = None if last == "none" else 1_600_000_050_250
+    assert (Log(path).run.state, Log(path).run.ended) == ("crashed", ended)
+    plain.write(path, begin, *made, pb.Record(exit={"exit_code": 1}))
+    assert (Log(path).run.state, Log(path).run.ended) == ("failed", ended)
+    plain.write(path, begin, *made, pb.Record(exit={"runtime": 7}))
+    assert Log(path).run.ended == 1_600_000_007_000
+
+
 def test_environment_metrics_files_and_artifacts_are_told(plain, tmp_path):
     pb = plain.pb
     environment = pb.Record(

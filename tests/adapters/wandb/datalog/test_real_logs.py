@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import wandblogs as rawlog
 from mlmigrate.adapters.wandb.datalog.reader import Log
 
 DATA = Path(__file__).resolve().parents[5] / "shared" / "data"
@@ -50,3 +51,24 @@ def test_a_run_is_named_as_its_file_is(store):
     for log in store[0]:
         assert log.path.name == f"run-{log.run.id}.wandb"
         assert log.run.started is None or 1.6e12 < log.run.started < 1.8e12
+
+
+def test_a_run_that_is_over_has_an_end(store):
+    for log in store[0]:
+        records = list(rawlog.read(log.path))
+        told = [_time(record) for record in records]
+        told = [time for time in told if time]
+        if log.run.state in ("finished", "failed", "crashed") and told and not log.run.runtime:
+            assert log.run.ended == round(max(told) * 1000)
+        assert log.run.ended is None or log.run.ended >= (log.run.started or 0)
+        assert log.run.ended is not None or not told
+
+
+def _time(record):
+    """The seconds that a record tells, by the SDK's own classes."""
+    kind = record.WhichOneof("record_type")
+    if kind in ("output", "output_raw", "stats"):
+        stamp = getattr(record, kind).timestamp
+        return stamp.seconds + stamp.nanos / 1e9
+    items = record.history.item if kind == "history" else []
+    return next((json.loads(item.value_json) for item in items if item.key == "_timestamp"), None)

@@ -198,7 +198,7 @@ def test_artifacts_have_their_manifests(path, plain):
     with LogWriter(path) as log:
         log.run(RUN)
         log.artifact(made, entries)
-        log.use(Version("data", "dataset", entity="other", project="p2", digest="d0"), entries[:1])
+        log.use(Version("data", "dataset", entity="other", project="p2", digest="d0", run="maker"), entries[:1])
     net, data = plain.read(path, "artifact")
     assert (net.run_id, net.entity, net.project, net.name, net.type, net.description) == (
         "abc",
@@ -220,13 +220,9 @@ def test_artifacts_have_their_manifests(path, plain):
     assert [(one.key, one.value_json) for one in net.manifest.contents[0].extra] == [("etag", '"q"')]
     # md5 of "wandb-artifact-manifest-v1\na:etag\nb:ZZ==\n", by md5sum
     assert net.digest == manifest_digest(entries) == "b39bb6211f712c32aa8174e6b2106cbd"
-    assert (data.entity, data.project, data.digest, data.user_created, data.use_after_commit) == (
-        "other",
-        "p2",
-        "d0",
-        True,
-        True,
-    )
+    # a server looks for the run that reads in the project that is named beside it
+    assert (data.run_id, data.entity, data.project) == ("abc", "team", "proj")
+    assert (data.digest, data.user_created, data.use_after_commit) == ("d0", True, True)
     assert len({net.client_id, data.client_id, net.sequence_client_id, data.sequence_client_id}) == 4
     assert {len(net.client_id), len(net.sequence_client_id)} == {128}
 

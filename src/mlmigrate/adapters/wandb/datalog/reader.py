@@ -30,6 +30,7 @@ TOLD, MOST = 20, 1000  # places with the same damage, and things, that are told 
 # the kinds that nearly all records are of, by the tag that follows the record's number: no need to parse these
 _KINDS = {b"\x12": "history", b"\x1a": "summary", b"\x22": "output", b"\x3a": "stats", b"\x6a": "output_raw"}
 _TAG = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?([\x12\x1a\x22\x3a\x6a])")
+_TIMED = frozenset(_KINDS.values()) - {"summary"}
 _CONSOLE = ("output", "output_raw", "output_logger")
 
 
@@ -91,16 +92,20 @@ class Log:
     def _take(self, state: State) -> None:
         counts: Counter[str] = Counter()
         summaries: list[bytes] = []
+        held = 0
         for kind, offset, record in self._records(self._damaged):
             counts[kind] += 1
             if kind == "summary":
                 summaries.append(record)
-                if len(summaries) < ROWS:
+                held += len(record)
+                if len(summaries) < ROWS and held < BYTES:
                     continue
             if kind in ("run", "summary") and summaries:
                 self._summaries(state, summaries)
-                summaries = []
-            if kind not in _KINDS.values():
+                summaries, held = [], 0
+            if kind in _TIMED:
+                state.last[kind] = record
+            elif kind != "summary":
                 self._one(state, kind, offset, record)
         self._summaries(state, summaries)
         self.counts = dict(counts)

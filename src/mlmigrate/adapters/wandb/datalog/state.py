@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mlmigrate.adapters.wandb.datalog import ends
 from mlmigrate.adapters.wandb.datalog.messages import Json, Message, json_format, pb
 from mlmigrate.adapters.wandb.datalog.scan import SUMMARY, Unusual, scan
 from mlmigrate.adapters.wandb.shape import Version, WandbRun
 
 DEEPEST = 100  # names in a path; more are no config that anyone wrote
 _DERIVED = ("_info", "_control")
+_GOING_ON = ("running", "preempting")
 Tell = Callable[[str, str], None]  # what, because
 Path = tuple[str, ...]
 
@@ -61,6 +63,7 @@ class State:
         self._telemetry: Message = pb.RunRecord().telemetry
         self._environment: dict[str, Json] = {}
         self.exit: Message = None
+        self.last: dict[str, bytes] = {}  # of the kinds that tell times and nothing else of a run: the last record
         self._preempting = False
 
     def take(self, kind: str, record: Message) -> None:
@@ -93,6 +96,7 @@ class State:
         started = _millis(record.start_time) if record.HasField("start_time") else None
         if started is None and environment is not None and environment.HasField("started_at"):
             started = _millis(environment.started_at)
+        state = self._state(live=live)
         git = record.git if record.git.ByteSize() or environment is None else environment.git
         return WandbRun(
             id=record.run_id or id,
@@ -104,7 +108,7 @@ class State:
             group=record.run_group,
             job_type=record.job_type,
             sweep=record.sweep_id,
-            state=self._state(live=live),
+            state=state,
             exit_code=self.exit.exit_code if self.exit is not None and not self.exit.not_complete else None,
             user=metadata.get("username") or metadata.get("email") or "",
             host=record.host or metadata.get("host") or "",
@@ -113,7 +117,7 @@ class State:
             git_remote=git.remote_url,
             git_commit=git.commit,
             started=started,
-            ended=None if started is None or runtime is None else started + round(runtime * 1000),
+            ended=self._ended(state, started, runtime),
             runtime=runtime,
             config=config,
             internal=self._versions() | internal if isinstance(internal, dict) else self._versions(),
@@ -254,6 +258,12 @@ class State:
         if isinstance(told, int | float) and not isinstance(told, bool) and -1e12 < told < 1e12:  # noqa: PLR2004
             return told
         return self.exit.runtime if self.exit is not None and self.exit.runtime else None
+
+    def _ended(self, state: str, started: int | None, runtime: float | None) -> int | None:
+        """When it took so long as it says; else when its log was written last, unless that goes on."""
+        if started is not None and runtime is not None:
+            return started + round(runtime * 1000)
+        return None if state in _GOING_ON else ends.last(self.last.values(), started)
 
     def _state(self, *, live: bool) -> str:
         if self.exit is None:

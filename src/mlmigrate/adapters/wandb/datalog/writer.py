@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -100,8 +101,11 @@ class LogWriter:
         self._put(artifact=self._artifact(version, entries))
 
     def use(self, version: Version, entries: Sequence[Entry] = ()) -> None:
-        """An artifact that the run read. W&B finds the one with the same entries; it makes it where there is none."""
-        record = self._artifact(version, entries)
+        """An artifact that the run read. W&B finds the one with the same entries; it makes it where there is none.
+
+        Whoever made it, and wherever: the record names the run that reads, which the server looks for in its project.
+        """
+        record = self._artifact(replace(version, entity="", project=""), entries)
         record.user_created = record.use_after_commit = True
         self._put(artifact=record)
 
@@ -123,7 +127,7 @@ class LogWriter:
         run = self._run
         place = (version.entity or run.entity, version.project or run.project)
         record = pb.ArtifactRecord(
-            run_id=version.run or run.id,
+            run_id=run.id,
             entity=place[0],
             project=place[1],
             type=version.type,

@@ -94,7 +94,7 @@ class Writer:
                         kind = pb.Record.FromString(record).WhichOneof("record_type")
                         for used in uses if kind == "exit" else ():
                             entries = self._read(used, before.run, losses) or ()
-                            writer.use(replace(used, run="", entity=before.run.entity), entries)
+                            writer.use(used, entries)
                         if kind != "header":
                             writer.again(record)
             after = Log(whole.log)
@@ -133,8 +133,8 @@ class Writer:
                 entries = self._read(used, run, losses)
                 if entries is None:
                     unmet.append(replace(used, files=()))
-                else:  # named as the reader's: the server looks there for the run that reads it
-                    writer.use(replace(used, run="", entity=run.entity, project=run.project), entries)
+                else:
+                    writer.use(used, entries)
             for version in run.logged:
                 writer.artifact(version, self._entries(version, run, losses))
             writer.files(path for path in shown if path not in _RESERVED)

@@ -55,6 +55,7 @@ def joined(first: WandbRun, then: WandbRun) -> WandbRun:
         **{name: getattr(then, name) or getattr(first, name) for name in texts},
         tags=then.tags or first.tags,
         started=first.started if first.started is not None else then.started,
+        ended=first.ended if then.ended is None and then.state == "crashed" else then.ended,
         created=first.created if first.created is not None else then.created,
         config={**first.config, **then.config},
         internal={**first.internal, **then.internal},
