@@ -6,8 +6,11 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import stamina
 
 from mlmigrate.adapters.base import Settings
 from mlmigrate.adapters.memory import Held, Memory, install
@@ -39,6 +42,7 @@ def use(server: Any, monkeypatch: Any, patience: float = 1.0) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLMIGRATE_WANDB_PATIENCE", str(patience))
     monkeypatch.setattr("mlmigrate.steps.FIRST_WAIT", 0.02)  # waits are short where failures are many
+    monkeypatch.setattr(stamina, "retry_context", partial(stamina.retry_context, wait_jitter=0.0))
 
 
 def run_of(state: Mapping[str, Any], held: Held) -> dict[str, Any]:

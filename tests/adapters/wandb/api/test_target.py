@@ -157,16 +157,15 @@ def test_a_run_that_grew_goes_on_where_it_ended(server, tmp_path):
     assert provenance(run_of(state, grown))["stamp"] == "later"
 
 
-def test_a_run_that_is_another_now_does_not_touch_what_was_whole(server, tmp_path):
+def test_a_run_that_is_another_now_takes_the_place_of_what_was_whole(server, tmp_path):
     first = one_run("changing", 1.0, 2.0)
     carried(place_of([first]), "team", tmp_path)
-    before = run_of(server.state(), first)
     other = one_run("changing", 5.0)
     other = replace(other, run=replace(other.run, stamp="later"))
     report = carried(place_of([other]), "team", tmp_path)
     assert (report.copied, report.failed) == (1, ())
     runs = {one["name"]: one for one in server.state()["runs"].values()}
-    assert runs[first.run.id] == before
+    assert first.run.id not in runs
     assert points_of(runs[f"{first.run.id}-2"]) == points_of_held(other)
     assert carried(place_of([other]), "team", tmp_path).already == 1
 

@@ -8,15 +8,13 @@ artifacts   that the run made
 stream      history, system metrics, console, summary; that it is complete
 uses        artifacts that it read, once all runs at hand made theirs
 prove       all of it read back and compared, several runs in one look
-stamp       only now is the run there; a spoiled one is deleted after that
+stamp       only now is the run there; older generations of it are deleted after that
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,79 +23,34 @@ from mlmigrate.adapters.wandb import names
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.links import linked
 from mlmigrate.adapters.wandb.api.logged import Artifacts, Made, draft
+from mlmigrate.adapters.wandb.api.places import Begun, Places, as_json
 from mlmigrate.adapters.wandb.api.proving import Proof, Written
+from mlmigrate.adapters.wandb.api.rounds import Round, Sent
 from mlmigrate.adapters.wandb.api.stream import (
     CONSOLE,
     EVENTS,
     HISTORY,
     SUMMARY,
-    Counts,
     Stream,
     Where,
     console_lines,
-    counts,
     event_lines,
     history_lines,
 )
-from mlmigrate.adapters.wandb.api.there import Existing, There, light, provenance, stamped
-from mlmigrate.adapters.wandb.api.uploads import (
-    FILES_PER_CALL,
-    PIECE,
-    Bytes,
-    config_yaml,
-    measured,
-    of_data,
-    send_files,
-    send_to,
-)
-from mlmigrate.adapters.wandb.api.writes import (
-    DELETE_RUN,
-    RUN_FILES,
-    STAMP_RUN,
-    UPSERT_RUN,
-    UPSERT_RUN_WITH_FILES,
-    stamp_all,
-)
-from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config, of_config
+from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, stamped
+from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, send_files, send_to
+from mlmigrate.adapters.wandb.api.writes import DELETE_RUN, RUN_FILES, STAMP_RUN, stamp_all
+from mlmigrate.adapters.wandb.provenance import KEY
 from mlmigrate.adapters.wandb.records import Collection
 from mlmigrate.adapters.wandb.shape import Sheet, Version, WandbRun
-from mlmigrate.adapters.wandb.writing import regenerated
-from mlmigrate.errors import Conflict, Damaged, MigrateError, NotFound, Refused, Unavailable
-from mlmigrate.model import PARENT_TAG, Loss
+from mlmigrate.errors import Damaged, MigrateError, NotFound, Unavailable
+from mlmigrate.model import Loss
 
-WRITERS = 32  # runs under way at once
-PROVERS = 3
-GROUP = 16  # runs in one look
-GROUP_BYTES = 4 << 20
-GENERATIONS = 20  # tried, before that is an error
 KEPT = 256 << 10  # bytes of a run's lines that wait in memory to be compared
 LARGE_ROWS = 5_000  # from so many on, few runs stream at once
 LARGE_AT_ONCE = 3
 SMALL_REQUEST = 2 << 20  # bytes; those of many runs are in memory at once
 EXIT_CODES: Mapping[str, int | None] = {"finished": 0, "running": None, "pending": None}
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A run that may be written now. `fresh`: nothing of it was there; `places`: where its files may be put."""
-
-    sheet: Sheet
-    where: Where
-    bucket: str
-    config: Mapping[str, Any]
-    there: Counts
-    fresh: bool
-    files: tuple[Bytes, ...] = ()
-    places: Mapping[str, Any] | None = None
-    spoiled: tuple[Existing, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A run that was written, and what is to be deleted once it is whole."""
-
-    written: Written
-    begun: Begun
 
 
 @dataclass
@@ -124,6 +77,7 @@ class Sending:
             if there is None:
                 todo.append(sheet)
             else:
+                self.losses += self.sweep(sheet.origin)
                 round_.ids[sheet.origin] = there.id
         round_.run(todo)
         if round_.errors:
@@ -156,7 +110,7 @@ class Sending:
 
     def write(self, sheet: Sheet, least: int = 1) -> Sent:
         """All of a run but the uses; `least` is the first generation that is tried."""
-        begun = self._begin(sheet, least)
+        begun = Places(self.client, self.entity, self.there, self.proof, self.losses).begin(sheet, least)
         sheet = begun.sheet
         console = next((file for file in sheet.run.files if file.path == CONSOLE and file.open is not None), None)
         files = begun.files
@@ -170,113 +124,13 @@ class Sending:
             if console is not None and console.open is not None:
                 with console.open() as data:
                     stream.lines(CONSOLE, 0, console_lines(iter(lambda: data.read(PIECE), b"")))
-            stream.finish(_json(sheet.run.summary), [file.path for file in files], exit_code(sheet.run))
+            stream.finish(as_json(sheet.run.summary), [file.path for file in files], exit_code(sheet.run))
         there = {file.path: "" if _generated(sheet, file.path) else file.md5 for file in files}
         written = Written(
             sheet, begun.where, begun.bucket, begun.config, state(sheet.run), begun.there.history, lines, steps,
             events, there, logged,
         )  # fmt: skip
         return Sent(written, begun)
-
-    def _begin(self, sheet: Sheet, least: int) -> Begun:
-        """A place for the run: made, gone on with, or another generation's."""
-        mine = [run for run in self.there.of(sheet.origin) if run.project == sheet.run.project and run.ours]
-        newest = max((run.ours.generation for run in mine if run.ours), default=1)
-        start = max(newest, least)
-        spoiled = [run for run in mine if run.ours and run.ours.generation < start]
-        for generation in range(start, start + GENERATIONS):
-            begun = self._try(sheet, generation, spoiled)
-            if begun is None:
-                continue
-            if generation > newest:
-                because = "a run of its id was there, deleted or with another history"
-                self.losses.append(
-                    Loss(sheet.run.id, f"run id {sheet.run.id!r}", f"{because}; ours is {begun.where.id!r}")
-                )
-            return replace(begun, spoiled=tuple(spoiled))
-        raise Conflict(
-            f"W&B takes no id for the run {sheet.run.id!r}: {GENERATIONS} generations of it are taken or deleted.",
-            "Copy into another project",
-        )
-
-    def _try(self, sheet: Sheet, generation: int, spoiled: list[Existing]) -> Begun | None:
-        """The run as one of this generation; None where that cannot be."""
-        mine = self._settled(sheet if generation == 1 else regenerated(sheet, generation))
-        where = Where(mine.run.entity or self.entity, mine.run.project, mine.run.id)
-        known = self.there.at(where.project, where.id)
-        if known is not None and (known.ours is None or known.ours.origin != sheet.origin):
-            return None  # somebody else's
-        there = counts(self.client, where) if known is not None else Counts()
-        if known is not None and self._spoils(mine, where, there):
-            spoiled.append(known)
-            return None
-        try:
-            begun = self._upsert(mine, where, generation, known, there)
-        except Conflict:
-            return None  # a run of this id was deleted: W&B never takes it again
-        if known is None and self._spoils(mine, where, begun.there):
-            spoiled.append(_existing(begun, generation))
-            return None
-        return begun
-
-    def _settled(self, sheet: Sheet) -> Sheet:
-        """The sheet, its parent called as it is here."""
-        told = of_config(sheet.run.config.get(KEY))
-        parent = told.tags.get(PARENT_TAG) if told is not None else None
-        if told is None or not parent:
-            return sheet
-        plain = names.parent_id(told.origin, told.id or sheet.run.id, parent)
-        here = next((run.id for run in self._parents(told, sheet.run, parent) if run.ours), plain)
-        if here == parent:
-            return sheet
-        config = {**sheet.run.config, KEY: as_config(replace(told, tags={**told.tags, PARENT_TAG: here}))}
-        group = here if sheet.run.group == plain else sheet.run.group
-        return replace(sheet, run=replace(sheet.run, config=config, group=group))
-
-    def _parents(self, told: Provenance, run: WandbRun, parent: str) -> list[Existing]:
-        own = told.id or run.id
-        if not told.origin.endswith(own):
-            return []
-        return [one for one in self.there.of(told.origin.removesuffix(own) + parent) if one.project == run.project]
-
-    def _upsert(self, sheet: Sheet, where: Where, generation: int, known: Existing | None, there: Counts) -> Begun:
-        config = config_of(sheet.run)
-        files = self._files(sheet, where, config)
-        answer = self._made(_upsert_of(sheet.run, where, config), files if known is None else ())
-        made = answer["upsertBucket"] or {}
-        bucket = made.get("bucket")
-        if not bucket:
-            raise MigrateError(f"W&B did not make the run {where.shown}.", "May the key's owner write there?")
-        fresh = known is None and not bucket.get("historyLineCount")
-        if known is None:
-            there = Counts() if fresh else counts(self.client, where)
-        fresh = fresh and bool(made.get("inserted", True))
-        begun = Begun(sheet, where, bucket["id"], config, there, fresh, files, answer.get("createRunFiles"))
-        self.there.note(_existing(begun, generation))
-        return begun
-
-    def _made(self, given: Mapping[str, Any], files: Sequence[Bytes]) -> dict[str, Any]:
-        """The run, and where its files may be put: in one request where the server likes that."""
-        if 0 < len(files) <= FILES_PER_CALL:
-            try:
-                return self.client.graphql(UPSERT_RUN_WITH_FILES, {**given, "files": [file.path for file in files]})
-            except (Conflict, Unavailable, Refused):
-                raise
-            except MigrateError:
-                pass  # it may take one at a time, or not know the run's files yet; else the next says why
-        return self.client.graphql(UPSERT_RUN, given)
-
-    def _spoils(self, sheet: Sheet, where: Where, there: Counts) -> bool:
-        """Whether the lines that are there are not the beginning of ours."""
-        if there.history > sheet.rows or there.events > sheet.event_rows:
-            return True
-        return bool(there.history and self.proof.compare(where, sheet.history(0), there.history))
-
-    def _files(self, sheet: Sheet, where: Where, config: Mapping[str, Any]) -> tuple[Bytes, ...]:
-        """The files of the run page."""
-        files = [measured(file, f"the run {where.shown}") for file in sheet.run.files]
-        own = {file.path for file in files}
-        return (*files, *(file for file in _told(sheet.run, config) if file.path not in own))
 
     def _send_files(self, begun: Begun) -> None:
         """Sends the files where they are not there already."""
@@ -332,6 +186,10 @@ class Sending:
 
     # -- together ------------------------------------------------------------------------------------------------------
 
+    def prove(self, written: Sequence[Written]) -> Mapping[str, MigrateError]:
+        """Origin -> what is wrong, for those that are not as sent. All of one project."""
+        return self.proof.prove(written)
+
     def use(self, sent: Sent) -> Sent:
         """Says which versions the run has read. What nobody made yet waits for `finish`."""
         where, used = sent.written.where, []
@@ -349,14 +207,13 @@ class Sending:
         return replace(sent, written=replace(sent.written, used=tuple(used)))
 
     def stamp(self, sent: Sequence[Sent]) -> None:
-        """Sets the stamps of runs that were proven, and deletes what was spoiled."""
+        """Sets the stamps of runs that were proven, and then deletes older generations of them."""
         if len(sent) == 1:
             self._stamp_one(sent[0])
         else:
             self._stamp_all(sent)
         for one in sent:
-            for old in one.begun.spoiled:
-                self.discard(old)
+            self.losses += self.sweep(one.written.sheet.origin)
 
     def _stamp_all(self, sent: Sequence[Sent]) -> None:
         variables: dict[str, Any] = {}
@@ -400,125 +257,44 @@ class Sending:
             losses.append(Loss(where.id, shown, "the artifact is not there"))
         return losses
 
-    def discard(self, run: Existing) -> None:
-        """Deletes a run of ours that never became whole."""
-        if run.ours is None or run.whole:
-            return
-        with suppress(NotFound):  # an answer that was lost: it is gone
-            self.client.graphql(DELETE_RUN, {"id": run.bucket})
-        self.there.forget(run)
+    def sweep(self, origin: str) -> list[Loss]:
+        """Deletes what is older than a whole generation of a run, in each project; a whole copy so lost is told."""
+        runs = self.there.of(origin)
+        return [
+            loss
+            for project in dict.fromkeys(run.project for run in runs)
+            for newest, old in _outdated([run for run in runs if run.project == project])
+            for loss in self._delete(old, newest)
+        ]
+
+    def _delete(self, old: Existing, newest: Existing) -> list[Loss]:
+        """As the SDK does; the artifacts that it made stay."""
+        id_, shown = newest.ours.id if newest.ours else newest.id, f"run id {old.id!r}"
+        try:
+            with suppress(NotFound):  # an answer that was lost: it is gone
+                self.client.graphql(DELETE_RUN, {"id": old.bucket})
+        except Unavailable:
+            raise
+        except MigrateError as error:
+            return [Loss(id_, shown, f"its old copy could not be taken away: {error.message}")]
+        self.there.forget(old)
+        because = f"its history changed at the source: its old copy was taken away, the run is {newest.id!r} now"
+        return [Loss(id_, shown, because)] if old.whole else []
 
 
-class Round:
-    """One delivery under way: runs are written as threads are free, and proven in groups."""
+def _outdated(generations: Sequence[Existing]) -> Iterator[tuple[Existing, Existing]]:
+    """The newest, where that is whole, with each older one; only with those that are called as we call them.
 
-    def __init__(self, sending: Sending) -> None:
-        self._sending = sending
-        self.ids: dict[str, str] = {}
-        self.errors: list[BaseException] = []
-
-    def run(self, sheets: Sequence[Sheet]) -> None:
-        """All of them; errors are collected."""
-        if not sheets:
-            return
-        width = min(WRITERS, len(sheets))
-        with ThreadPoolExecutor(width, "wandb-write") as writers, ThreadPoolExecutor(PROVERS, "wandb-prove") as provers:
-            try:
-                self._run(writers, provers, sheets)
-            except BaseException:
-                writers.shutdown(wait=False, cancel_futures=True)
-                provers.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _run(self, writers: ThreadPoolExecutor, provers: ThreadPoolExecutor, sheets: Sequence[Sheet]) -> None:
-        proving: list[Future[None]] = []
-        readers: list[Sent] = []
-        ready: list[Sent] = []
-        for sent in self._done(writers.submit(self._sending.write, sheet) for sheet in sheets):
-            if sent.written.sheet.run.used:
-                readers.append(sent)
-                continue
-            ready.append(sent)
-            if _full(ready):
-                proving.append(provers.submit(self._prove, ready))
-                ready = []
-        for sent in self._done(writers.submit(self._sending.use, sent) for sent in readers):
-            ready.append(sent)
-        proving += [provers.submit(self._prove, some) for some in _groups(ready)]
-        for _ in self._done(iter(proving)):
-            pass
-
-    def _done(self, futures: Iterable[Future[Any]]) -> Iterator[Any]:
-        """What they give as they end. Errors are kept; those that are no mere errors end all at once."""
-        for future in as_completed(list(futures)):
-            error = future.exception()
-            if error is None:
-                yield future.result()
-            elif isinstance(error, Exception):
-                self.errors.append(error)
-            else:
-                raise error
-
-    def _prove(self, group: Sequence[Sent]) -> None:
-        for some in _by_project(group):
-            wrong = self._sending.proof.prove([one.written for one in some])
-            good = [one for one in some if one.written.sheet.origin not in wrong]
-            if good:
-                self._stamp(good)
-            for one in some:
-                error = wrong.get(one.written.sheet.origin)
-                if error is not None:
-                    self._again(one, error)
-
-    def _stamp(self, good: Sequence[Sent]) -> None:
-        self._sending.stamp(good)
-        self.ids |= {one.written.sheet.origin: one.written.where.id for one in good}
-
-    def _again(self, sent: Sent, error: MigrateError) -> None:
-        """A run that was gone on with may have been spoiled where nobody looked before: once more, from nothing."""
-        if sent.begun.fresh:
-            self.errors.append(error)
-            return
-        generation = _generation(sent.begun.config)
-        again = self._sending.use(self._sending.write(sent.written.sheet, generation + 1))
-        wrong = self._sending.proof.prove([again.written])
-        if wrong:
-            self.errors += wrong.values()
-        else:
-            self._stamp([again])
-
-
-def config_of(run: WandbRun) -> dict[str, Any]:
-    """The config as W&B takes it: {"value": ...} of each key, the metric definitions among them."""
-    config: dict[str, Any] = {key: {"value": value} for key, value in run.config.items()}
-    if run.internal:
-        config["_wandb"] = {"value": dict(run.internal)}
-    return config
-
-
-def _upsert_of(run: WandbRun, where: Where, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": where.id,
-        "project": where.project,
-        "entity": where.entity,
-        "groupName": run.group,
-        "displayName": run.name,
-        "notes": run.notes,
-        "commit": run.git_commit or None,
-        "config": _json(config),
-        "host": run.host or None,
-        "program": run.program or None,
-        "repo": run.git_remote or None,
-        "jobType": run.job_type,
-        "state": "pending" if run.state == "pending" else None,
-        "sweep": run.sweep or None,
-        "tags": list(run.tags),
-    }
-
-
-def _existing(begun: Begun, generation: int) -> Existing:
-    told = of_config(begun.sheet.run.config.get(KEY)) or Provenance(origin=begun.sheet.origin, generation=generation)
-    return Existing(begun.where.project, begun.where.id, begun.bucket, begun.there.history, light(told))
+    Whoever forked a run of ours has our provenance too.
+    """
+    newest, *older = generations
+    if newest.ours is None or not newest.whole:
+        return
+    for old in older:
+        if old.ours is None or old.ours.generation >= newest.ours.generation:
+            continue
+        if old.id == names.run_id(old.ours.origin, newest.ours.id, old.ours.generation):
+            yield newest, old
 
 
 def state(run: WandbRun) -> str:
@@ -538,55 +314,9 @@ def exit_code(run: WandbRun) -> int | None:
 def _stamped_config(sent: Sent) -> str:
     config = dict(sent.begun.config)
     config[KEY] = {"value": {**config[KEY]["value"], "stamp": sent.written.sheet.stamp}}
-    return _json(config)
-
-
-def _generation(config: Mapping[str, Any]) -> int:
-    found = of_config(config[KEY]["value"])
-    return found.generation if found is not None else 1
-
-
-def _told(run: WandbRun, config: Mapping[str, Any]) -> list[Bytes]:
-    """The files that W&B's SDK writes of every run; one that stands for an experiment has no page to be looked at."""
-    told = of_config(run.config.get(KEY))
-    if told is not None and told.kind != "run":
-        return []
-    metadata = dict(run.metadata) or {
-        name: value for name, value in (("host", run.host), ("program", run.program), ("args", list(run.args))) if value
-    }
-    return [
-        of_data("config.yaml", config_yaml(config)),
-        of_data("wandb-metadata.json", _json(metadata).encode()),
-        of_data(SUMMARY, _json(run.summary).encode()),
-    ]
+    return as_json(config)
 
 
 def _generated(sheet: Sheet, path: str) -> bool:
     """Whether the server may write the file itself, so that its bytes are not ours."""
     return path in ("config.yaml", "wandb-metadata.json", SUMMARY) and all(f.path != path for f in sheet.run.files)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value if not isinstance(value, Mapping) else dict(value), separators=(",", ":"))
-
-
-def _full(group: Sequence[Sent]) -> bool:
-    return len(group) >= GROUP or sum(one.written.size for one in group) > GROUP_BYTES
-
-
-def _groups(ready: Iterable[Sent]) -> Iterator[list[Sent]]:
-    group: list[Sent] = []
-    for one in ready:
-        group.append(one)
-        if _full(group):
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _by_project(group: Sequence[Sent]) -> list[list[Sent]]:
-    found: dict[tuple[str, str], list[Sent]] = {}
-    for one in group:
-        found.setdefault((one.written.where.entity, one.written.where.project), []).append(one)
-    return list(found.values())

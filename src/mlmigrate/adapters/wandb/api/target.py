@@ -152,18 +152,11 @@ class WandbTarget:
             yield WandbPlace(self.sending.for_a_pack(), Path(folder), refs, self.homes, self._options)
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
-        """Says which artifacts were read, where those came later than who read them; takes away what was spoiled."""
+        """Says which artifacts were read, where those came later than who read them; takes away older generations."""
         losses = self.sending.settle_uses()
         for origin in {run.ours.origin for run in self.there.all() if run.ours is not None}:
-            self._tidy(origin)
+            losses += self.sending.sweep(origin)
         return losses
-
-    def _tidy(self, origin: str) -> None:
-        generations = self.there.of(origin)
-        if generations and generations[0].whole:
-            for old in generations[1:]:
-                if old.project == generations[0].project:
-                    self.sending.discard(old)
 
     def names(self, ids: Mapping[str, str]) -> Names:
         """Runs are called as they were, but for those whose id W&B did not take."""
