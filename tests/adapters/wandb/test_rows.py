@@ -280,6 +280,25 @@ class TestNative:
         rows.other(1, 2.0, None, "on", "false")
         assert multiset(read_back(rows.sorted(native=True))) == multiset(points)
 
+    @pytest.mark.parametrize("in_memory", [1, 1000])
+    def test_system_metrics_whose_steps_are_their_lines_are_wandbs_own(self, tmp_path, in_memory):
+        points = [plain("system/b", 1, 1000), plain("system/a", 0, 2000), plain("system/b", 0, 2000), plain()]
+        found = written(tmp_path, points, native=True, in_memory=in_memory)
+        assert [json.loads(line) for line in event_lines(found)] == [
+            {"_timestamp": 2.0, "system.a": 1.0, "system.b": 1.0},
+            {"_timestamp": 1.0, "system.b": 1.0},
+        ]
+
+    @pytest.mark.parametrize("key", ["system/b", "system/mlflow/step", "system/_step"])
+    def test_system_metrics_with_steps_of_their_own_tell_them(self, tmp_path, key):
+        found = written(tmp_path, [plain(key, 1, 1000), plain(key, 2, 2000), plain()], native=True)
+        assert found.native
+        (events,) = found.events()
+        again = blocks.event_points(
+            blocks.from_lines(blocks.lines(events)), "run", restored=True, first_row=0
+        ).to_pylist()
+        assert [(one["key"], one["step"], one["timestamp"]) for one in again] == [(key, 1, 1000), (key, 2, 2000)]
+
 
 class TestLatest:
     @pytest.mark.parametrize("size", [1, 100])

@@ -523,6 +523,32 @@ def test_numbers_that_only_the_summary_tells_are_no_rows(tmp_path):
     assert "loss" in keys
 
 
+def test_a_users_own_key_that_begins_like_a_system_metric_is_history_and_stays_so(tmp_path):
+    class Mine(Own):
+        def history(self):
+            yield from_lines(
+                [
+                    b'{"_step": 0, "_timestamp": 1700000000.25, "system/cpu": 1.5, "system/on": true, "cpu": 2}',
+                    b'{"_step": 1, "_timestamp": 1700000001.25, "system/cpu": "high", "mlflow/key/x": 3}',
+                ]
+            )
+
+        def events(self):
+            yield from_lines(
+                [b'{"_timestamp": 1700000001.0, "cpu": 50.5}', b'{"_timestamp": 1700000002.0, "cpu": 51.5}']
+            )
+
+    held = neutral(make_=Mine)
+    keys = held.points["key"].to_pylist()
+    assert sorted(key for key in keys if "cpu" in key) == ["cpu", "mlflow/key/system/cpu", "system/cpu", "system/cpu"]
+    kept, place = write_native(tmp_path, held)
+    assert place.losses == []
+    stored = kept.held["maker"]
+    assert rows_of(list(stored.history())) == rows_of(list(Mine().history()))
+    assert rows_of(list(stored.events())) == rows_of(list(Mine().events()))
+    assert_same(read(stored, held.ref), held)
+
+
 def test_who_reads_an_artifact_finds_it_though_its_digest_is_another_now(tmp_path):
     class Reader(Own):
         def __init__(self) -> None:

@@ -61,6 +61,17 @@ def unescaped(name: str) -> str:
     return name.removeprefix(ESCAPE)
 
 
+def neutral(name: str) -> str:
+    """The key of the metric that a column of W&B's own history is: what begins with "system/" would be another."""
+    return ESCAPE + name if name.startswith((SYSTEM, ESCAPE)) else name
+
+
+def own_name(key: str) -> str | None:
+    """The column of W&B's own history that is this metric; None where there can be none."""
+    name = unescaped(key)
+    return name if neutral(name) == key and (name == MARK or name not in _RESERVED) else None
+
+
 def from_lines(lines: Sequence[bytes], prefix: str = "") -> Block:
     """The rows of a history's (or of events') JSON lines; `prefix` is taken from the keys that have it.
 
@@ -101,7 +112,7 @@ def points(block: Block, run_id: str, *, restored: bool, first_row: int) -> pa.R
 
     restored  the block is of dense rows that we wrote (Written.native False): step, time, dataset and model are
               those that our own columns tell; without such a column a point has none
-    else      the step is `_step`, or the number of the row where there is none
+    else      the step is `_step`, or the number of the row where there is none; keys are `neutral`
     """
     own = _restored_steps(block) if restored else _native_steps(block, first_row)
     return _points(block, run_id, own, restored=restored, prefix="")
@@ -295,7 +306,8 @@ def _measured(block: Block, *, restored: bool, prefix: str) -> tuple[Ints, list[
         row, key, value = (np.concatenate(both) for both in zip((row, key, value), added, strict=True))
         order = np.argsort(row, kind="stable")
         row, key, value = row[order], key[order], value[order]
-    told = [prefix + (unescaped(name) if restored else name) for name in places]
+    called = unescaped if restored else str if prefix else neutral
+    told = [prefix + called(name) for name in places]
     names = {name: i for i, name in enumerate(dict.fromkeys(told))}
     if len(names) < len(told):
         key = np.array([names[name] for name in told])[key]

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from mlmigrate.adapters.wandb import names
+from mlmigrate.adapters.wandb.blocks import neutral
 from mlmigrate.adapters.wandb.limits import CONFIG, OWN_KEYS
 from mlmigrate.adapters.wandb.natives import DEEPEST, params_of
 from mlmigrate.adapters.wandb.options import Options
@@ -437,7 +438,7 @@ def _native_summary(summary: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in summary.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or name.startswith("_") or name in facts.keys:
+        if not number or name.startswith("_") or not facts.keys.isdisjoint((name, neutral(name))):
             kept[name] = value
     return kept
 

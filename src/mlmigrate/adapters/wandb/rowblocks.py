@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlmigrate.adapters.wandb import moments
-from mlmigrate.adapters.wandb.blocks import escaped
+from mlmigrate.adapters.wandb.blocks import escaped, unescaped
 from mlmigrate.adapters.wandb.gathering import sound
 from mlmigrate.adapters.wandb.moments import F64, NO_MICRO, NOTHING, Ints
 from mlmigrate.adapters.wandb.provenance import DATASET_DIGEST, DATASET_NAME, MODEL, STEP, SYSTEM, TIME
@@ -65,7 +65,8 @@ class Blocks:
     """Makes Blocks. `keys` and `links` in the order that slabs number them; `start` is that of the run, in ms."""
 
     def __init__(self, keys: Sequence[str], links: Sequence[Link], texts: Texts, start: int | None) -> None:
-        self._native, self._dense = [*keys], [*map(escaped, keys), STEP]
+        self._native = ["" if key.startswith(SYSTEM) else unescaped(key) for key in keys]
+        self._dense = [*map(escaped, keys), STEP]
         self._events = [*(escaped(key.removeprefix(SYSTEM)) for key in keys), STEP]
         self._links, self._texts, self._start = links, texts, start
 
@@ -75,10 +76,10 @@ class Blocks:
         step, keys = (rows.step, self._native) if native else (rows.number, self._dense)
         return self._block(rows, step, keys, told=not native)
 
-    def events(self, slab: Slab) -> Block:
-        """Some rows of system metrics."""
+    def events(self, slab: Slab, *, numbered: bool) -> Block:
+        """Some rows of system metrics; `numbered`: the step of each is its number, and not told."""
         rows = _Rows(slab)
-        return self._block(rows, pa.nulls(rows.count, pa.int64()), self._events, told=True)
+        return self._block(rows, pa.nulls(rows.count, pa.int64()), self._events, told=not numbered)
 
     def _block(self, rows: _Rows, step: pa.Array, keys: Sequence[str], *, told: bool) -> Block:
         """`told`: the steps are told in a column of their own."""

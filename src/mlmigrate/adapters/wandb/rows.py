@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlmigrate.adapters.wandb import moments
-from mlmigrate.adapters.wandb.blocks import MARK, escaped
+from mlmigrate.adapters.wandb.blocks import escaped, neutral, own_name
 from mlmigrate.adapters.wandb.moments import NO_MICRO, NOTHING, WHOLE_OF_NOTHING, Ints
 from mlmigrate.adapters.wandb.provenance import SYSTEM
 from mlmigrate.adapters.wandb.rowblocks import Blocks, Link, Texts
@@ -57,6 +57,7 @@ _DENSE, _NATIVE = (*_GROUP, "key"), (*_STEP, *_TIME, "link", "key")
 _ROW = (*_GROUP, "repeat")
 _NO_LINK: Link = (None, None, None)
 _INFINITY = 1.7976931348623157e308  # how MLflow's databases hold it
+_Check = Callable[[Iterable[Slab]], Iterator[Slab]]
 _BLOCK = 50_000  # values of a block
 _HELD = 200_000  # points between two looks at the latest
 _OTHERS = 10_000  # that are held before they are columns
@@ -97,7 +98,7 @@ class Rows:
         known = step is not None and abs(step) < 2**63  # rows of others may hold anything
         own = (step or 0, NO_MICRO) if known else (WHOLE_OF_NOTHING, NOTHING)
         at = self._texts.put(math.nan if runtime is None else runtime, text)
-        self._others.append((ms, micro, *own, 0, 2 * self._names.key(key) + 1, at))
+        self._others.append((ms, micro, *own, 0, 2 * self._names.key(neutral(key)) + 1, at))
         if len(self._others) >= _OTHERS:
             self._flush_others()
             self._spill_when_full()
@@ -106,12 +107,16 @@ class Rows:
         """All rows. `native` is a wish: it is not met where steps repeat, are negative or missing. Repeatable."""
         self._flush_others()
         ranks = self._names.ranks()
-        natively = self._native_rows(ranks) if native and self._native and self._names.are_plain() else None
+        wanted = native and self._native and self._names.are_plain()
+        natively = self._stored_if(_increasing, self._history, ranks) if wanted else None
         history = natively or self._stored(self._history, _DENSE, ranks)
-        events = self._stored(self._events, _DENSE, ranks)
+        numbered = (
+            self._stored_if(_of_lines, self._events, ranks) if natively and self._names.are_plain_events() else None
+        )
+        events = numbered or self._stored(self._events, _DENSE, ranks)
         blocks = Blocks(sorted(self._names.keys), sorted(self._names.links, key=_sortable), self._texts, self._start)
         latest = {self._names.keys[key]: value for key, value in self._latest.values().items()}
-        return Written(history, events, blocks, latest, natively is not None)
+        return Written(history, events, blocks, latest, natively is not None, numbered is not None)
 
     def close(self) -> None:
         """Takes the files away; what `sorted` gave cannot be used any more."""
@@ -136,19 +141,22 @@ class Rows:
             self._history.spill()
             self._events.spill()
 
-    def _native_rows(self, ranks: Mapping[str, Ints]) -> _Store | None:
+    def _stored_if(self, are: _Check, sorter: Sorter, ranks: Mapping[str, Ints]) -> _Store | None:
+        """The rows in the order of their steps; None where they are not as W&B's own."""
         try:
-            return self._stored(self._history, _NATIVE, ranks)
+            return self._stored(sorter, _NATIVE, ranks, are)
         except _NotNativeError:
             return None
 
-    def _stored(self, sorter: Sorter, by: Sequence[str], ranks: Mapping[str, Ints]) -> _Store:
+    def _stored(
+        self, sorter: Sorter, by: Sequence[str], ranks: Mapping[str, Ints], are: _Check | None = None
+    ) -> _Store:
         """The rows in this order, where they can be read again and again."""
         self._stores += 1
         store = _Store(Chunks(self._folder / f"rows-{self._stores}.arrow", _WHOLE) if sorter.spilled else None)
         huge = Sorter(self._folder, f"huge-{self._stores}", self._in_memory)
         rows = _numbered(_regrouped(_counted(sorter.sorted(by, ranks)), by, huge))
-        for slab in _whole_rows(_increasing(rows) if by == _NATIVE else rows):
+        for slab in _whole_rows(are(rows) if are is not None else rows):
             store.add(slab)
         store.close()
         return store
@@ -160,7 +168,8 @@ class Written:
 
     latest  of each key but system metrics, as MLflow's databases have it: the value of the greatest step, then time,
             then value, where NaN counts as 0; of equals the first
-    native  `_step` is the step of the points; they are read back with restored=False, as W&B's own are
+    native  `_step` is the step of the points; they are read back with restored=False, as W&B's own are; so are system
+            metrics then, where the step of each is the number of its row
     """
 
     _history: _Store
@@ -168,6 +177,7 @@ class Written:
     _blocks: Blocks
     latest: dict[str, float]
     native: bool
+    _events_numbered: bool = False
 
     @property
     def rows(self) -> int:
@@ -187,7 +197,7 @@ class Written:
     def events(self, start_row: int = 0) -> Iterator[Block]:
         """The rows of system metrics from this one on; their keys are without "system/"."""
         for slab in self._events.slabs(start_row):
-            yield self._blocks.events(slab)
+            yield self._blocks.events(slab, numbered=self._events_numbered)
 
 
 class _NotNativeError(Exception):
@@ -216,8 +226,13 @@ class _Names:
         return self.links.setdefault(link, len(self.links))
 
     def are_plain(self) -> bool:
-        """Whether each key can be the name of a column of W&B as it is."""
-        return all(key in (escaped(key), MARK) for key in self.keys)
+        """Whether each key but of system metrics is one that a column of W&B's own would have."""
+        return all(own_name(key) is not None for key in self.keys if not key.startswith(SYSTEM))
+
+    def are_plain_events(self) -> bool:
+        """Whether each system metric can be the name of a column of W&B as it is."""
+        names = (key.removeprefix(SYSTEM) for key in self.keys if key.startswith(SYSTEM))
+        return all(name == escaped(name) for name in names)
 
     def slab(self, batch: pa.RecordBatch) -> Slab:
         """The points as columns of numbers."""
@@ -419,6 +434,14 @@ def _increasing(slabs: Iterable[Slab]) -> Iterator[Slab]:
         if (changes(slab, ("row",)) & ~changes(slab, ("step",))).any():
             raise _NotNativeError
         last = cut(slab, -1)
+        yield slab
+
+
+def _of_lines(slabs: Iterable[Slab]) -> Iterator[Slab]:
+    """The same; raises _NotNativeError where a row is not called by its own number."""
+    for slab in slabs:
+        if (slab["step"] != slab["row"]).any() or not _may_be_native(slab):
+            raise _NotNativeError
         yield slab
 
 
