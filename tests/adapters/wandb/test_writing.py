@@ -525,6 +525,10 @@ def test_numbers_that_only_the_summary_tells_are_no_rows(tmp_path):
 
 def test_a_users_own_key_that_begins_like_a_system_metric_is_history_and_stays_so(tmp_path):
     class Mine(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.run = replace(self.run, summary={"system/cpu": "high", "system/best": 2, "system/cpu2": 7, "cpu": 2})
+
         def history(self):
             yield from_lines(
                 [
@@ -535,17 +539,24 @@ def test_a_users_own_key_that_begins_like_a_system_metric_is_history_and_stays_s
 
         def events(self):
             yield from_lines(
-                [b'{"_timestamp": 1700000001.0, "cpu": 50.5}', b'{"_timestamp": 1700000002.0, "cpu": 51.5}']
+                [b'{"_timestamp": 1700000001.0, "cpu": 50.5}', b'{"_timestamp": 1700000002.0, "cpu2": 51.5}']
             )
 
     held = neutral(make_=Mine)
     keys = held.points["key"].to_pylist()
-    assert sorted(key for key in keys if "cpu" in key) == ["cpu", "mlflow/key/system/cpu", "system/cpu", "system/cpu"]
+    assert sorted(key for key in keys if "cpu" in key) == [
+        "cpu", "mlflow/key/system/cpu", "mlflow/key/system/cpu2", "system/cpu", "system/cpu2",
+    ]  # fmt: skip
+    with WandbReading([held.ref], lambda _: Mine(), OPTIONS) as reading:
+        assert list(reading.points())
+        told = {loss.what for loss in reading.losses}
+    assert told >= {"metric 'system/cpu'", "metric 'system/best'", "metric 'mlflow/key/x'"}
     kept, place = write_native(tmp_path, held)
     assert place.losses == []
     stored = kept.held["maker"]
     assert rows_of(list(stored.history())) == rows_of(list(Mine().history()))
     assert rows_of(list(stored.events())) == rows_of(list(Mine().events()))
+    assert stored.run.summary == Mine().run.summary
     assert_same(read(stored, held.ref), held)
 
 

@@ -25,8 +25,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from mlmigrate.adapters.wandb.blocks import neutral, unescaped
 from mlmigrate.adapters.wandb.options import Options
-from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, KEY
+from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, KEY, SYSTEM
 from mlmigrate.adapters.wandb.shape import Block, Version, WandbRun
 from mlmigrate.model import PARENT_TAG, DatasetInput, Loss, Run, Value, points
 
@@ -206,7 +207,7 @@ def json_text(value: Any, *, in_order: bool = False) -> str:  # noqa: ANN401  an
 
 @dataclass(slots=True)
 class Seen:
-    """What a history was seen to hold while it passed: its keys, step and time of its last row with a value."""
+    """What a history was seen to hold while it passed: its neutral keys, step and time of its last row with a value."""
 
     keys: set[str] = field(default_factory=set)
     step: int | None = None
@@ -214,8 +215,8 @@ class Seen:
 
     def look(self, block: Block) -> None:
         """Takes note of some more rows."""
-        self.keys.update(block.keys)
-        self.keys.update(other.key for other in block.others)
+        self.keys.update(map(neutral, block.keys))
+        self.keys.update(neutral(other.key) for other in block.others)
         rows = [block.row[-1].as_py()] if len(block.row) else []  # a row without values arrives nowhere: none counts
         rows += [block.others[-1].row] if block.others else []
         if rows:
@@ -244,14 +245,21 @@ def alone(summary: Mapping[str, Any], seen: Seen) -> dict[str, float]:
     return {key: value for key, value in numbers_of(summary) if key not in seen.keys}
 
 
+def renamed(run: WandbRun, seen: Seen) -> Iterator[Loss]:
+    """The metrics that are called otherwise, for their keys would mean something else."""
+    for key in sorted({*seen.keys, *alone(run.summary, seen)}):
+        if (name := unescaped(key)) != key:
+            yield Loss(run.id, f"metric {name!r}", f"called {key!r}: what begins with {SYSTEM!r} is a system metric")
+
+
 def numbers_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers of a summary; nested names are joined by "." as in history, media are no numbers."""
+    """The numbers of a summary by their neutral keys, nested names joined by "." as in history; media are none."""
     for way, value in _leaves(summary, opens=lambda part: "_type" not in part):
         number = NUMBERS.get(value, value) if isinstance(value, str) else value
         if way[0] in ROW_WORDS or isinstance(number, bool) or not isinstance(number, int | float):
             continue
         try:
-            yield SEPARATOR.join(way), float(number)
+            yield neutral(SEPARATOR.join(way)), float(number)
         except OverflowError:  # an integer beyond all floats
             continue
 

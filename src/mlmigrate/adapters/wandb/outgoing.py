@@ -438,7 +438,7 @@ def _native_summary(summary: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in summary.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or name.startswith("_") or not facts.keys.isdisjoint((name, neutral(name))):
+        if not number or name.startswith("_") or neutral(name) in facts.keys:
             kept[name] = value
     return kept
 

@@ -169,6 +169,8 @@ class WandbReading:
         last = natives.summary_points(neutral, one.run.summary, one.seen) if one.own else None
         if last is not None:
             yield last
+        if one.provenance is None:
+            self.losses += [_loss(one.ref, loss) for loss in natives.renamed(one.run, one.seen)]
 
     @contextmanager
     def _spooling(self, one: _One) -> Iterator[Callable[[Block], None]]:
