@@ -25,12 +25,12 @@ def _time(record: bytes) -> float:
     except DecodeError:
         return 0.0
     kind = parsed.WhichOneof("record_type")
-    inner = getattr(parsed, kind) if kind else None
     if kind == "history":
-        return _of_row(inner)
+        return _of_row(parsed.history)
     if kind not in ("stats", "output", "output_raw"):
         return 0.0
-    return float(inner.timestamp.seconds) + inner.timestamp.nanos / 1e9
+    stamp = getattr(parsed, kind).timestamp
+    return float(stamp.seconds + stamp.nanos / 1e9)
 
 
 def _of_row(row: Message) -> float:

@@ -19,6 +19,7 @@ Tell = Callable[[int, str], None]  # the byte where something is wrong, and what
 HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 BLOCK = 32 * 1024
 READ = 32 * BLOCK
+LARGEST = 256 << 20  # bytes of a record; nobody writes such, but a damaged or hostile log may claim any length
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 GAP = -1  # in place of a kind: something was lost here
 _KINDS = {(True, True): WHOLE, (True, False): FIRST, (False, False): MIDDLE, (False, True): LAST}  # begins, ends
@@ -29,18 +30,22 @@ _KIND_CRC = [crc32(bytes([kind])) for kind in range(256)]
 def records(stream: BinaryIO, size: int, tell: Tell) -> Iterator[tuple[int, bytes]]:
     """The records among the first `size` bytes of a log: where each begins, and its bytes."""
     pieces: list[bytes] = []
-    begin, lost = 0, False
+    begin, held, lost = 0, 0, False
     for offset, kind, data in chunks(stream, size, tell):
         if kind in (WHOLE, FIRST):
             if pieces:
                 tell(begin, "a record has no end")
-            pieces, begin, lost = [], offset, False
+            pieces, begin, held, lost = [], offset, len(data), False
             if kind == WHOLE:
                 yield offset, data
             else:
                 pieces.append(data or b"")
+        elif kind in (MIDDLE, LAST) and pieces and held + len(data) > LARGEST:
+            tell(begin, f"a record has more than {LARGEST >> 20} MiB; it is skipped")
+            pieces, lost = [], True
         elif kind in (MIDDLE, LAST) and pieces:
             pieces.append(data)
+            held += len(data)
             if kind == LAST:
                 yield begin, b"".join(pieces)
                 pieces = []

@@ -10,6 +10,7 @@ log.losses             what is torn, damaged or missing; those of rows once they
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from mlmigrate.model import Loss
 
 ROWS, BYTES = 4096, 8 << 20  # of one Block
 SILENT = 300.0  # seconds without a record after which W&B takes a run for crashed
+_NEAR = 1 << 20
 TOLD, MOST = 20, 1000  # places with the same damage, and things, that are told one by one
 # the kinds that nearly all records are of, by the tag that follows the record's number: no need to parse these
 _KINDS = {b"\x12": "history", b"\x1a": "summary", b"\x22": "output", b"\x3a": "stats", b"\x6a": "output_raw"}
@@ -39,16 +41,18 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._name = self.path.name.encode("utf-8", "backslashreplace").decode()  # it may hold bytes that are no text
         self.counts: dict[str, int] = {}
         self._told: dict[tuple[str, str], None] = {}
         self._more = 0
         self._places: Counter[str] = Counter()
         self._values: dict[str, Counter[str]] = {}
         about = self.path.stat()
-        self._size, live = about.st_size, time.time() - about.st_mtime < SILENT
+        self._size, self._inode = about.st_size, about.st_ino
+        live = time.time() - about.st_mtime < SILENT
         state = State(self._tell)
         self._take(state)
-        name = self.path.stem.removeprefix("run-")
+        name = self._name.removesuffix(".wandb").removeprefix("run-")
         self.run: WandbRun = state.run(name, live=live, lines=self.counts.get("history", 0))
         self.artifacts: Sequence[Logged] = tuple(state.artifacts)
         self.files: Sequence[str] = tuple(state.files)
@@ -63,7 +67,7 @@ class Log:
             told += [(what, because if n == 1 else f"{because}, {n} times") for because, n in values.items()]
         if self._more:
             told.append(("log", f"{self._more} more things in it cannot be read"))
-        return [Loss(self.run.id, f"{what} of {self.path.name}", because) for what, because in told]
+        return [Loss(self.run.id, f"{what} of {self._name}", because) for what, because in told]
 
     def history(self) -> Iterator[Block]:
         """All rows, in the order of the log."""
@@ -85,7 +89,7 @@ class Log:
     def console(self) -> Iterator[str]:
         """What was printed, in pieces as they came: joined they are the whole text."""
         for kind, _, record in self._records(_silent):
-            if kind in _CONSOLE and (parsed := self._parsed(record)) is not None:
+            if kind in _CONSOLE and (parsed := _parsed(record)) is not None:
                 line: str = getattr(parsed, kind).line
                 yield line if kind != "output_logger" or line.endswith("\n") else line + "\n"
 
@@ -111,7 +115,7 @@ class Log:
         self.counts = dict(counts)
 
     def _one(self, state: State, kind: str, offset: int, record: bytes) -> None:
-        parsed = self._parsed(record)
+        parsed = _parsed(record)
         if parsed is None:
             self._damaged(offset, "a record is no protobuf")
         elif kind == "unknown":
@@ -124,7 +128,7 @@ class Log:
             state.summaries(summaries)
         except DecodeError:
             for record in summaries:
-                parsed = self._parsed(record)
+                parsed = _parsed(record)
                 if parsed is None:
                     self._tell("summary", "a record of it is no protobuf")
                 else:
@@ -142,13 +146,9 @@ class Log:
             file.seek(0)
             for offset, record in records(file, self._size, tell):
                 yield _kind(record), offset, record
-
-    @staticmethod
-    def _parsed(record: bytes) -> Message | None:
-        try:
-            return pb.Record.FromString(record)
-        except DecodeError:
-            return None
+            about = os.fstat(file.fileno())
+            if about.st_size < self._size or about.st_ino != self._inode:
+                self._tell("log", "it was written anew while it was read: rows may be missing")
 
     def _finished(self, state: State) -> None:
         """Tells what a whole log would have."""
@@ -181,6 +181,25 @@ class Log:
                 values["more values cannot be read"] += 1
 
         return tell
+
+
+def named(path: Path) -> str:
+    """The id that a log gives its run, found near its beginning; "" where it is not there."""
+    with path.open("rb") as file:
+        for number, (_, record) in enumerate(records(file, _NEAR, _silent)):
+            run = _parsed(record)
+            if run is not None and run.WhichOneof("record_type") == "run":
+                return str(run.run.run_id)
+            if number > ROWS:
+                break
+    return ""
+
+
+def _parsed(record: bytes) -> Message | None:
+    try:
+        return pb.Record.FromString(record)
+    except DecodeError:
+        return None
 
 
 def _header(head: bytes, size: int) -> str:

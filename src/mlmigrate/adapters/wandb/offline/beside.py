@@ -19,6 +19,7 @@ from mlmigrate.adapters.wandb.shape import File
 LARGEST = 16 << 20
 _MOST = 250_000  # values in one file: YAML's aliases make many of few
 _DEEPEST = 64
+_TOO_MUCH = "it has too many values, or they are nested too deep"
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -29,7 +30,10 @@ class Bad(ValueError):
 def config(data: bytes) -> dict[str, Any]:
     """config.yaml as plain values, `_wandb` among them. Raises Bad."""
     try:
+        _bounded(data)
         loaded = yaml.load(data, Loader=_LOADER)  # noqa: S506  a safe loader, the one in C where there is one
+    except Bad:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise Bad("it is no YAML") from error
     plain = _Plain().value(loaded, 0)
@@ -73,6 +77,21 @@ def _valued(value: object) -> object:
     return value["value"] if isinstance(value, Mapping) and "value" in value else value
 
 
+def _bounded(data: bytes) -> None:
+    """Looks through YAML before anything is made of it. Raises Bad.
+
+    A node takes hundreds of times the bytes of its text, and a merge ("<<"), which W&B never writes, copies all that
+    it names, so that a few lines of merges fill any memory.
+    """
+    depth = 0
+    for number, event in enumerate(yaml.parse(data, Loader=_LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if number > _MOST or depth > _DEEPEST:
+            raise Bad(_TOO_MUCH)
+        if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
+            raise Bad("it merges mappings")
+
+
 class _Plain:
     """Makes what JSON can hold of what YAML gives, so many values at most."""
 
@@ -82,7 +101,7 @@ class _Plain:
     def value(self, given: object, depth: int) -> Any:  # noqa: ANN401  any JSON value
         self._left -= 1
         if self._left < 0 or depth > _DEEPEST:
-            raise Bad("it has too many values, or they are nested too deep")
+            raise Bad(_TOO_MUCH)
         if isinstance(given, dict):
             return {str(key): self.value(one, depth + 1) for key, one in given.items()}
         if isinstance(given, list | tuple | set):

@@ -24,7 +24,7 @@ def run_files(folder: Path) -> tuple[list[File], list[tuple[str, str]]]:
     """The files below, in order of their names; and what was left out: path and why."""
     files: list[File] = []
     left: list[tuple[str, str]] = []
-    for name, path in _entries(folder, "", left):
+    for name, path in _entries(folder, left):
         if isinstance(seen := _seen(path), str):
             left.append((name, seen))
         elif not _is_text(name):
@@ -42,7 +42,7 @@ def opener(path: Path, size: int, version: str = "") -> partial[AbstractContextM
 
 def signature(folder: Path) -> Iterator[tuple[str, int, int]]:
     """What changes when the files do: name, size and time of each. Cheap: nothing is opened."""
-    for name, path in _entries(folder, "", []):
+    for name, path in _entries(folder, []):
         try:
             found = path.stat()
         except OSError:
@@ -58,20 +58,24 @@ def merged(folders: Sequence[tuple[list[File], list[tuple[str, str]]]]) -> tuple
     return [files[path] for path in sorted(files)], sorted(left.items())
 
 
-def _entries(folder: Path, below: str, left: list[tuple[str, str]]) -> Iterator[tuple[str, Path]]:
-    try:
-        with os.scandir(folder) as listed:
-            entries = sorted(listed, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except PermissionError:
-        left.append((below or "files", "a folder that may not be read"))
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _entries(Path(entry.path), f"{below}{entry.name}/", left)
-        else:
-            yield f"{below}{entry.name}", Path(entry.path)
+def _entries(folder: Path, left: list[tuple[str, str]]) -> Iterator[tuple[str, Path]]:
+    waiting = [(folder, "")]  # no recursion: folders may be nested deeper than calls
+    while waiting:
+        here, below = waiting.pop()
+        try:
+            with os.scandir(here) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            because = "may not" if isinstance(error, PermissionError) else "cannot"
+            left.append((below or "files", f"a folder that {because} be read"))
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((Path(entry.path), f"{below}{entry.name}/"))
+            else:
+                yield f"{below}{entry.name}", Path(entry.path)
 
 
 def _seen(path: Path) -> tuple[Path, int, str] | str:

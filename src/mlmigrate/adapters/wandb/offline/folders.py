@@ -86,7 +86,7 @@ def _look(folder: Path, found: Found) -> None:
         logs = [entry for entry in entries if entry.name.endswith(".wandb")]
         found.places += [_place(here, Path(entry.path), found) for entry in logs if _plain(entry, found)]
         if not logs and _RUN.match(here.name):
-            found.odd.append((_shown(here), "it has no .wandb file: a run of a W&B before 0.10, or a torn copy"))
+            found.odd.append((shown(here), "it has no .wandb file: a run of a W&B before 0.10, or a torn copy"))
         sweep = _SWEEP.match(here.name)
         for entry in entries if sweep else ():
             if (run := _CHOSEN.match(entry.name)) and sweep and _plain(entry, found):
@@ -101,10 +101,11 @@ def _walk(folder: Path, found: Found) -> Iterator[tuple[Path, list[os.DirEntry[s
         try:
             with os.scandir(here) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
-        except PermissionError:
+        except OSError as error:
             if here == folder:
                 raise
-            found.odd.append((_shown(here), "a folder that may not be read"))
+            because = "may not" if isinstance(error, PermissionError) else "cannot"
+            found.odd.append((shown(here), f"a folder that {because} be read"))
             continue
         files = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
         yield here, files
@@ -116,7 +117,7 @@ def _walk(folder: Path, found: Found) -> Iterator[tuple[Path, list[os.DirEntry[s
 def _plain(entry: os.DirEntry[str], found: Found) -> bool:
     """Whether it is a file, and no link to one that lies elsewhere."""
     if not entry.is_file(follow_symlinks=False):
-        found.odd.append((_shown(Path(entry.path)), "a link, or no file: not read"))
+        found.odd.append((shown(Path(entry.path)), "a link, or no file: not read"))
         return False
     return True
 
@@ -129,9 +130,11 @@ def _place(folder: Path, log: Path, found: Found) -> Place:
     named, run = _LOG.match(log.name), _RUN.match(folder.name)
     id_ = named[1] if named else run[2] if run else log.name.removesuffix(".wandb")
     if not id_.isprintable():
-        found.odd.append((_shown(log), "its name has characters that are none"))
+        found.odd.append((shown(log), "its name has characters that are none"))
+    id_ = id_.encode("utf-8", "backslashreplace").decode()  # bytes that are no text cannot go anywhere
     return Place(log, folder, id_, run[1] if run else "")
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """The path as text that may be shown, whatever bytes it has."""
     return repr(str(path))[1:-1]

@@ -12,23 +12,26 @@ from typing import BinaryIO, cast
 from mlmigrate.adapters.wandb.datalog.state import Entry
 
 _LONGEST = 1 << 20  # bytes of a line
-_MOST = 10_000_000  # files of an artifact
+_MOST = 1 << 28  # bytes of all of them: gzip makes terabytes of little
 
 
 def entries(path: Path) -> list[Entry] | None:
     """The entries, None when the file is not there or is no such list."""
     try:
+        if not path.is_file():  # to open a pipe would take forever
+            return None
         with gzip.open(path) as lines:
             return list(_entries(cast("BinaryIO", lines)))
-    except (OSError, EOFError, ValueError, zlib.error):
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error):
         return None
 
 
 def _entries(lines: BinaryIO) -> Iterator[Entry]:
-    for _ in range(_MOST):
-        line = lines.readline(_LONGEST)
-        if not line:
-            return
+    read = 0
+    while line := lines.readline(_LONGEST):
+        read += len(line)
+        if read > _MOST:
+            raise ValueError("too much")
         told = json.loads(line)
         if not isinstance(told, dict):
             raise ValueError("no object")  # noqa: TRY004  as what is no JSON at all

@@ -6,6 +6,7 @@ names.  It says what the log says too, so that a folder of thousands of runs is 
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 
 MARK = "mlmigrate.json"
 RUN_FOLDERS = "offline-run-*"
+_LARGEST = 256 << 20  # bytes of a mark
 _SYNCED = (".synced", ".syncstate")  # beside the log: sent by `wandb sync`, or begun to be
 
 Made = tuple[str, str]  # the name of an artifact, and its digest
@@ -80,10 +82,14 @@ def write(folder: Path, mark: Mark) -> None:
 def marked(folder: Path) -> Whole | None:
     """The run of this folder; None when there is none of ours, or not all of it."""
     try:
+        about = (folder / MARK).stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
+            return None
         mark = msgspec.json.decode((folder / MARK).read_bytes(), type=Mark)
         whole = Whole(mark, folder)
-        return whole if mark.origin and mark.stamp and whole.log.stat().st_size == mark.log else None
-    except (OSError, ValueError):  # msgspec's errors are ValueErrors
+        ours = mark.origin and mark.stamp and "/" not in mark.id
+        return whole if ours and whole.log.stat().st_size == mark.log else None
+    except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
 
 

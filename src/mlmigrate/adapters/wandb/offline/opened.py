@@ -202,6 +202,9 @@ class _Beside:
     def of(self, path: str, parse: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
         """What the file says; nothing when it is not there."""
         data = beside.small(self._files, path)
+        if data is None and any(file.path == path and (file.size or 0) > beside.LARGEST for file in self._files):
+            because = f"it is larger than {beside.LARGEST >> 20} MiB: what it says of the run is not read"
+            self._losses.append(Loss(self._run, f"file {path!r}", because))
         try:
             return parse(data) if data else {}
         except beside.Bad as error:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from mlmigrate.adapters.base import Context, Packing, Reading
 from mlmigrate.adapters.wandb.catalogue import Catalogue, Where, stamp_of
-from mlmigrate.adapters.wandb.datalog.reader import Log
+from mlmigrate.adapters.wandb.datalog.reader import Log, named
 from mlmigrate.adapters.wandb.offline.files import signature
-from mlmigrate.adapters.wandb.offline.folders import Found, Place, copies, find
+from mlmigrate.adapters.wandb.offline.folders import Found, Place, copies, find, shown
 from mlmigrate.adapters.wandb.offline.opened import OfflineRun, joined, told
 from mlmigrate.adapters.wandb.offline.stores import Stores
 from mlmigrate.adapters.wandb.options import Options, options
@@ -110,6 +110,8 @@ class OfflineSource:
     def _heads(self, places: Sequence[Place]) -> Iterator[_Head]:
         """The runs of one id, by their projects; a log that names none is of the one that there is."""
         heads = [head for place in places if (head := self._head(place)) is not None]
+        if not heads:
+            return
         projects = sorted({head.run.project for head in heads} - {""})
         for project in projects or [""]:
             mine = [head for head in heads if head.run.project in (project, "" if len(projects) == 1 else project)]
@@ -122,7 +124,7 @@ class OfflineSource:
             log = Log(place.log)
             run = told(place, log, [])
         except OSError as error:
-            self._odd.append(Loss("", ascii(str(place.log))[1:-1], f"it cannot be read: {error.strerror}"))
+            self._odd.append(Loss("", shown(place.log), f"it cannot be read: {error.strerror}"))
             return None
         return _Head(run, (place,), sum(entry.size or 0 for one in log.artifacts for entry in one.entries))
 
@@ -136,8 +138,8 @@ class OfflineSource:
                 continue
             longer, other = sorted((kept[twin], head), key=lambda one: -one.places[0].log.stat().st_size)
             kept[twin] = longer
-            because = f"a copy of {longer.places[0].log}, or its beginning: not read"
-            self._odd.append(Loss(head.run.id, f"log {other.places[0].log}", because))
+            because = f"a copy of {shown(longer.places[0].log)}, or its beginning: not read"
+            self._odd.append(Loss(head.run.id, f"log {shown(other.places[0].log)}", because))
         if len(kept) > 1:
             because = f"it was taken up again: {len(kept)} logs are one history, in the order of their times"
             self._odd.append(Loss(kept[0].run.id, "the run", because))
@@ -165,8 +167,16 @@ class _Head:
 def _by_id(places: Sequence[Place]) -> Iterator[list[Place]]:
     found: dict[str, list[Place]] = {}
     for place in places:
-        found.setdefault(place.id, []).append(place)
+        found.setdefault(_id(place), []).append(place)
     yield from found.values()
+
+
+def _id(place: Place) -> str:
+    """A log may be called otherwise than its run."""
+    try:
+        return named(place.log) or place.id
+    except OSError:
+        return place.id
 
 
 def _with_sweep(run: WandbRun, found: Found) -> WandbRun:
