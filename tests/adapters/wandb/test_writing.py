@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from mlmigrate.adapters.wandb.writing import Homes, WandbPlace, experiment_sheet
 from mlmigrate.errors import MigrateError
 from mlmigrate.fit import fit_run
 from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, RunRef, points
-from mlmigrate.testing.samples import EXPERIMENTS, START, hard_samples, make, samples, series
+from mlmigrate.testing.samples import EXPERIMENTS, NAN, START, hard_samples, make, samples, series
 
 OPTIONS = Options()
 
@@ -197,6 +198,18 @@ def test_a_sheet_may_be_read_again_and_from_any_row_on(tmp_path):
 
     place._delivery = Looking()
     assert place.commit() == {run.origin: run.id}
+
+
+def test_the_summarys_time_is_that_of_the_last_row_whatever_system_metrics_came_later(tmp_path):
+    run = make("x")
+    given_ = {
+        "a": [(5, START + 250, 1.0), (9, START, NAN), (9, START - 9, 3.0)],
+        "system/cpu": [(0, START + 9000, 1.0)],
+    }
+    kept, _ = write(tmp_path, [Held(run, series(run, given_))])
+    summary = kept.held[run.id].run.summary
+    assert math.isnan(summary.pop("a"))
+    assert summary == {"_step": 2, "_timestamp": START / 1000 + 0.25, "_runtime": 0.25, "_wandb": {"runtime": 1}}
 
 
 def test_points_of_many_runs_wait_on_disk(tmp_path, monkeypatch):

@@ -185,6 +185,14 @@ class Written:
         return self._history.rows
 
     @property
+    def last(self) -> float | None:
+        """The `_timestamp` of the last row, in seconds; None where there is none."""
+        if not self._history.rows:
+            return None
+        (found,) = moments.seconds(*self._history.last)
+        return None if math.isnan(found) else float(found)
+
+    @property
     def event_rows(self) -> int:
         """How many rows of system metrics there are."""
         return self._events.rows
@@ -296,11 +304,13 @@ class _Store:
         self._file, self._held = file, list[Slab]()
         self._firsts: list[int] = []
         self.rows = 0
+        self.last: tuple[Ints, Ints]  # the time of the last row, where there are any
 
     def add(self, slab: Slab) -> None:
         """Some more rows."""
         self._firsts.append(int(slab["row"][0]))
         self.rows = int(slab["row"][-1]) + 1
+        self.last = slab["time"][-1:], slab["time_micro"][-1:]
         if self._file is None:
             self._held.append(slab)
         else:

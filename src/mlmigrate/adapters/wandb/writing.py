@@ -115,7 +115,6 @@ class _Points:
 
     file: Path
     rows: int = 0
-    last: int | None = None  # the latest time, ms
     micros: bool = False  # whether any time has parts of a millisecond
     counts: Counter[str] = field(default_factory=Counter)
     _held: list[pa.RecordBatch] = field(default_factory=list)
@@ -123,8 +122,6 @@ class _Points:
 
     def add(self, batch: pa.RecordBatch) -> None:
         self.rows += len(batch)
-        latest = pc.max(batch["timestamp"]).as_py()
-        self.last = latest if self.last is None else self.last if latest is None else max(latest, self.last)
         self.micros = self.micros or bool(pc.any(pc.not_equal(batch["timestamp_micro"], 0)).as_py())
         for one in pc.value_counts(batch["key"]):
             self.counts[one["values"].as_py()] += one["counts"].as_py()
@@ -344,14 +341,13 @@ def _same(one: float, other: float) -> bool:
 
 
 def _facts(draft: _Draft, written: Written, native: WandbRun | None) -> Facts:
-    last = draft.points.last
     return Facts(
         rows=written.rows,
         events=written.event_rows,
         native=native is not None and written.native,
         latest=written.latest,
         keys=frozenset(draft.points.counts),
-        last=None if last is None else last / 1000,
+        last=written.last,
     )
 
 
