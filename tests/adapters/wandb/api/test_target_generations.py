@@ -143,3 +143,19 @@ def test_artifacts_that_the_old_copy_made_stay(server, tmp_path):
     assert [one["producer"] for path, one in there.items() if path not in made] == [
         f"team/{run['project']}/{name}" for name, run in runs_of(server, held).items()
     ]
+
+
+def test_children_of_a_run_that_was_taken_away_name_the_new_one(server, tmp_path):
+    before = run_at("early", BEFORE)
+    child = make("a child")
+    child = Held(replace(child, tags={**child.tags, "mlflow.parentRunId": before.run.id}))
+    assert carried(place_of([before, child]), "team", tmp_path).failed == ()
+    there = run_of(server.state(), child)
+    assert (there["group"], provenance(there)["tags"]["mlflow.parentRunId"]) == (before.run.id, before.run.id)
+    report = carried(place_of([run_at("late", AFTER), child]), "team", tmp_path)
+    assert (report.failed, report.copied) == ((), 1)
+    now, new = run_of(server.state(), child), f"{before.run.id}-2"
+    assert (now["group"], provenance(now)["tags"]["mlflow.parentRunId"]) == (new, new)
+    given = ("heartbeat", "group", "config")
+    assert {k: v for k, v in now.items() if k not in given} == {k: v for k, v in there.items() if k not in given}
+    assert provenance(now)["stamp"] == provenance(there)["stamp"]

@@ -8,19 +8,19 @@ artifacts   that the run made
 stream      history, system metrics, console, summary; that it is complete
 uses        artifacts that it read, once all runs at hand made theirs
 prove       all of it read back and compared, several runs in one look
-stamp       only now is the run there; older generations of it are deleted after that
+stamp       only now is the run there; spoiled ones are deleted after that
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlmigrate.adapters.wandb import names
 from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.generations import Generations
 from mlmigrate.adapters.wandb.api.links import linked
 from mlmigrate.adapters.wandb.api.logged import Artifacts, Made, draft
 from mlmigrate.adapters.wandb.api.places import Begun, Places, as_json
@@ -39,11 +39,11 @@ from mlmigrate.adapters.wandb.api.stream import (
 )
 from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, stamped
 from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, send_files, send_to
-from mlmigrate.adapters.wandb.api.writes import DELETE_RUN, RUN_FILES, STAMP_RUN, stamp_all
+from mlmigrate.adapters.wandb.api.writes import RUN_FILES, STAMP_RUN, stamp_all
 from mlmigrate.adapters.wandb.provenance import KEY
 from mlmigrate.adapters.wandb.records import Collection
 from mlmigrate.adapters.wandb.shape import Sheet, Version, WandbRun
-from mlmigrate.errors import Damaged, MigrateError, NotFound, Unavailable
+from mlmigrate.errors import Damaged, MigrateError, Unavailable
 from mlmigrate.model import Loss
 
 KEPT = 256 << 10  # bytes of a run's lines that wait in memory to be compared
@@ -77,7 +77,6 @@ class Sending:
             if there is None:
                 todo.append(sheet)
             else:
-                self.losses += self.sweep(sheet.origin)
                 round_.ids[sheet.origin] = there.id
         round_.run(todo)
         if round_.errors:
@@ -91,6 +90,11 @@ class Sending:
             blamed.__cause__ = error
             return blamed
         return error
+
+    @property
+    def generations(self) -> Generations:
+        """Of the runs that are there."""
+        return Generations(self.client, self.there)
 
     def for_a_pack(self) -> Sending:
         """The same, with losses of its own. What fails alone in a pack is to blame for it."""
@@ -207,13 +211,13 @@ class Sending:
         return replace(sent, written=replace(sent.written, used=tuple(used)))
 
     def stamp(self, sent: Sequence[Sent]) -> None:
-        """Sets the stamps of runs that were proven, and then deletes older generations of them."""
+        """Sets the stamps of runs that were proven, and deletes those that they take the place of."""
         if len(sent) == 1:
             self._stamp_one(sent[0])
         else:
             self._stamp_all(sent)
         for one in sent:
-            self.losses += self.sweep(one.written.sheet.origin)
+            self.losses += self.generations.drop_spoiled(one.written.sheet.origin)
 
     def _stamp_all(self, sent: Sequence[Sent]) -> None:
         variables: dict[str, Any] = {}
@@ -256,45 +260,6 @@ class Sending:
             shown = f"use of the artifact {version.name}:{version.version}"
             losses.append(Loss(where.id, shown, "the artifact is not there"))
         return losses
-
-    def sweep(self, origin: str) -> list[Loss]:
-        """Deletes what is older than a whole generation of a run, in each project; a whole copy so lost is told."""
-        runs = self.there.of(origin)
-        return [
-            loss
-            for project in dict.fromkeys(run.project for run in runs)
-            for newest, old in _outdated([run for run in runs if run.project == project])
-            for loss in self._delete(old, newest)
-        ]
-
-    def _delete(self, old: Existing, newest: Existing) -> list[Loss]:
-        """As the SDK does; the artifacts that it made stay."""
-        id_, shown = newest.ours.id if newest.ours else newest.id, f"run id {old.id!r}"
-        try:
-            with suppress(NotFound):  # an answer that was lost: it is gone
-                self.client.graphql(DELETE_RUN, {"id": old.bucket})
-        except Unavailable:
-            raise
-        except MigrateError as error:
-            return [Loss(id_, shown, f"its old copy could not be taken away: {error.message}")]
-        self.there.forget(old)
-        because = f"its history changed at the source: its old copy was taken away, the run is {newest.id!r} now"
-        return [Loss(id_, shown, because)] if old.whole else []
-
-
-def _outdated(generations: Sequence[Existing]) -> Iterator[tuple[Existing, Existing]]:
-    """The newest, where that is whole, with each older one; only with those that are called as we call them.
-
-    Whoever forked a run of ours has our provenance too.
-    """
-    newest, *older = generations
-    if newest.ours is None or not newest.whole:
-        return
-    for old in older:
-        if old.ours is None or old.ours.generation >= newest.ours.generation:
-            continue
-        if old.id == names.run_id(old.ours.origin, newest.ours.id, old.ours.generation):
-            yield newest, old
 
 
 def state(run: WandbRun) -> str:

@@ -153,10 +153,7 @@ class WandbTarget:
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
         """Says which artifacts were read, where those came later than who read them; takes away older generations."""
-        losses = self.sending.settle_uses()
-        for origin in {run.ours.origin for run in self.there.all() if run.ours is not None}:
-            losses += self.sending.sweep(origin)
-        return losses
+        return [*self.sending.settle_uses(), *self.sending.generations.settle()]
 
     def names(self, ids: Mapping[str, str]) -> Names:
         """Runs are called as they were, but for those whose id W&B did not take."""

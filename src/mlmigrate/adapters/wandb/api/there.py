@@ -97,14 +97,17 @@ class There:
         if run.ours is not None:
             self._origins.setdefault(run.ours.origin, {})[key] = run
 
-    def _list(self, project: str) -> list[Existing]:
+    def nodes(self, project: str) -> Iterator[dict[str, Any]]:
+        """The runs of a project as the API tells them now."""
         given = {"entity": self._entity, "project": project, "perPage": RUNS_PER_PAGE, "order": "+created_at"}
         given["filters"] = "{}"
+        return _pages(self._client, LIST_RUNS, given, lambda data: (data.get("project") or {}).get("runs"))
+
+    def _list(self, project: str) -> list[Existing]:
         try:
-            nodes = list(_pages(self._client, LIST_RUNS, given, lambda data: (data.get("project") or {}).get("runs")))
+            return [existing(project, node) for node in self.nodes(project)]
         except NotFound:  # the project is not there yet
             return []
-        return [existing(project, node) for node in nodes]
 
 
 def existing(project: str, node: Mapping[str, Any]) -> Existing:

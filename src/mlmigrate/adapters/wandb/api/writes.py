@@ -11,6 +11,12 @@ mutation UpsertBucket($id: String!, $config: JSONString!) {
 }
 """
 
+PLACE_RUN = """
+mutation UpsertBucket($id: String!, $config: JSONString!, $group: String) {
+  upsertBucket(input: {id: $id, config: $config, groupName: $group}) { bucket { id name } }
+}
+"""
+
 _UPSERT = """
 mutation UpsertBucket($name: String!, $project: String!, $entity: String!, $groupName: String, $displayName: String,
     $notes: String, $commit: String, $config: JSONString, $host: String, $program: String, $repo: String,
@@ -96,7 +102,7 @@ query Runs($project: String!, $entity: String!, $cursor: String, $perPage: Int =
     $filters: JSONString) {
   project(name: $project, entityName: $entity) {
     runs(filters: $filters, after: $cursor, first: $perPage, order: $order) {
-      edges { node { id name state config historyLineCount } cursor }
+      edges { node { id name state group config historyLineCount } cursor }
       pageInfo { endCursor hasNextPage }
     }
   }
