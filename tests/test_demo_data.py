@@ -13,8 +13,8 @@ import pytest
 
 import rawsql
 import servers
+from mlmigrate import survives
 from mlmigrate.adapters.base import Settings
-from mlmigrate.adapters.mlflow import survives
 from mlmigrate.address import Address, parse
 from mlmigrate.events import Silent
 from mlmigrate.ledger import Ledger
