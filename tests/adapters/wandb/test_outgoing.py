@@ -19,7 +19,7 @@ from mlmigrate.adapters.wandb.provenance import KEY, STEP
 from mlmigrate.adapters.wandb.shape import WandbRun
 from mlmigrate.errors import MigrateError
 from mlmigrate.fit import fit_run
-from mlmigrate.model import PARENT_TAG, Experiment, Record, Run
+from mlmigrate.model import PARENT_TAG, Experiment, Run
 from mlmigrate.testing.samples import EXPERIMENTS, hard_samples, make, samples
 
 EXPERIMENT = Experiment("1", "vision/eager")
@@ -260,11 +260,6 @@ def test_a_config_of_more_than_10_megabytes_is_refused_with_what_to_do():
     with pytest.raises(MigrateError, match=r"config of run .* would have .* bytes") as error:
         written(run)
     assert "[keys]" in error.value.hint
-
-
-def test_what_no_field_holds_is_told():
-    run = replace(make("x"), records=(Record("odd.thing", "7", "", "{}"),))
-    assert [loss.what for loss in outgoing(run, HOME, Options(), Facts(), Goods(), None).losses] == ["odd.thing '7'"]
 
 
 def test_times_beyond_all_calendars_are_carried_and_not_shown():

@@ -393,6 +393,18 @@ def test_records_and_their_files_come_back(tmp_path):
     assert kept.linked == [collection(TREE)]
 
 
+def test_records_within_a_run_come_back_with_it(tmp_path):
+    within = (Record("other.note", "n1", "x", '{"a": [1, "ü"]}'), Record("other.note", "n2", "x", '"\ud800"'))
+    run = replace(make("x"), records=within)
+    held = Held(run, artifacts={(run.id, "records.jsonl"): b"the run's own file"})
+    kept, place = write(tmp_path, [held])
+    assert place.losses == []
+    stored = kept.held[run.id]
+    assert_same(read(stored, held.ref), held)
+    again = regenerated(stored.sheet, 2)
+    assert {one.name for one in again.run.logged} == {f"records-{run.id}-2", f"mlflow-artifacts-{run.id}-2"}
+
+
 def test_a_registered_model_knows_the_artifacts_of_its_versions():
     assert collection(TREE) == Collection(
         names.artifact("net work"),

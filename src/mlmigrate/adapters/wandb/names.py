@@ -56,6 +56,11 @@ def tree(run: str) -> str:
     return artifact(f"mlflow-artifacts-{run}")
 
 
+def records(run: str) -> str:
+    """The artifact that holds what was recorded within a run, or instead of one."""
+    return artifact(f"records-{run}")
+
+
 def model(run: str, folder: str) -> str:
     """The artifact that holds the model in this folder of a run's artifacts."""
     name = f"{folder or 'model'}-{run}"

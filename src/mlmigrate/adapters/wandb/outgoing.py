@@ -113,9 +113,8 @@ def outgoing(run: Run, home: Home, options: Options, facts: Facts, goods: Goods,
 
     Raises MigrateError for a config that is larger than W&B takes.
     """
-    losses = [Loss(run.id, f"{one.kind} {one.id!r}", "the target has no place for it") for one in run.records]
     config, view, because = _config(run, options, native)
-    losses += [Loss(run.id, f"view {options.nested!r}", because)] if because else []
+    losses = [Loss(run.id, f"view {options.nested!r}", because)] if because else []
     provenance = replace(_provenance(run, home, facts, goods, config, native), view=next(iter(view), ""))
     state, code = STATES.get(run.status, STATES["FINISHED"])
     found = WandbRun(

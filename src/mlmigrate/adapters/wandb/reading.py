@@ -139,6 +139,8 @@ class WandbReading:
             losses += [*renamed, *restored.unreadable(run)]
         else:
             found = restored.run_of(run, provenance)
+            if restored.has_records(run):
+                found = replace(found, records=tuple(restored.records_of(run, losses)))
         self.losses += [_loss(ref, loss) for loss in losses]
         named = replace(found, id=ref.id, experiment=ref.experiment, origin=ref.origin, stamp=ref.stamp)
         return _One(ref, opened, run, provenance, named)

@@ -11,7 +11,6 @@ versions (Collection).
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from mlmigrate.adapters.wandb import names
 from mlmigrate.adapters.wandb.outgoing import Home
 from mlmigrate.adapters.wandb.provenance import KEY, MODEL_TYPE, RECORDS_TYPE, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
-from mlmigrate.adapters.wandb.trees import MLMODEL, Spool, described, digest_of
+from mlmigrate.adapters.wandb.trees import MLMODEL, Spool, described, digest_of, line_of
 from mlmigrate.model import Artifact, Record, RunRef
 
 JSONL, FILES = "records.jsonl", "files/"
@@ -72,7 +71,7 @@ class Records:
         """One more."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / JSONL).open("ab") as lines:
-            lines.write(_line(record))
+            lines.write(line_of(record))
         if record.kind == _REGISTERED:
             found = collection(tree_of(record))
             self.collections += [found] if found is not None else []
@@ -90,7 +89,7 @@ class Records:
         )
         where = {"entity": home.entity, "project": home.project, "run": id_, "aliases": ("latest",)}
         files = tuple(self._held())
-        whole = Version(names.artifact(f"records-{id_}"), RECORDS_TYPE, digest=digest_of(files), files=files, **where)  # type: ignore[arg-type]
+        whole = Version(names.records(id_), RECORDS_TYPE, digest=digest_of(files), files=files, **where)  # type: ignore[arg-type]
         return WandbRun(
             id=id_,
             entity=home.entity,
@@ -145,13 +144,6 @@ def _linked(version: Mapping[str, Any], aliases: list[str]) -> Linked | None:
         if logged:
             return Linked(names.artifact(logged[1] or logged[2]), "", number, names.aliases(aliases), said)
     return None
-
-
-def _line(record: Record) -> bytes:
-    try:
-        return msgspec.json.encode(record) + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return json.dumps(msgspec.to_builtins(record)).encode() + b"\n"
 
 
 def stamp_of(told: object) -> str:

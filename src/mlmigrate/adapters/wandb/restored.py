@@ -117,8 +117,13 @@ def files_of(run: WandbRun, told: Provenance) -> tuple[list[Kept], list[Loss]]:
     return kept, losses
 
 
+def has_records(run: WandbRun) -> bool:
+    """Whether it logged an artifact that holds records."""
+    return any(one.type == RECORDS_TYPE for one in run.logged)
+
+
 def records_of(run: WandbRun, losses: list[Loss]) -> Iterator[Record]:
-    """The records that a run of kind "records" holds, one line after another. Raises Unavailable."""
+    """The records that a run holds, of kind "records" or within it, one line after another. Raises Unavailable."""
     file = next((one for one in _record_files(run) if one.path == RECORDS_JSONL), None)
     if file is None or file.open is None:
         losses.append(Loss(run.id, RECORDS_JSONL, file.gone if file is not None and file.gone else "it is gone"))

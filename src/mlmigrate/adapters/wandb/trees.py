@@ -4,6 +4,7 @@
     wandb/files/<path>                  (of a run that was W&B's) a file of the run page again
     wandb/artifacts/<name>/<v>/<path>   (the same) that version of that artifact again
     all else                            one artifact of type mlflow-artifacts
+    records within the run              one artifact of type mlmigrate-records
 
 Bytes are read once, into a spool that is named by what is in it, and sent from there; a file of this machine is read
 once and sent from where it lies.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,11 +30,11 @@ from mlmigrate.adapters.wandb import index, names
 from mlmigrate.adapters.wandb.limits import METADATA_KEYS
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.outgoing import Goods, Home, shown
-from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, FILES, FILES_TYPE, FOLDER, MODEL_TYPE
-from mlmigrate.adapters.wandb.restored import number_of
+from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, FILES, FILES_TYPE, FOLDER, MODEL_TYPE, RECORDS_TYPE
+from mlmigrate.adapters.wandb.restored import RECORDS_JSONL, number_of
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.globs import glob
-from mlmigrate.model import Artifact, DatasetInput, Loss, Run
+from mlmigrate.model import Artifact, DatasetInput, Loss, Record, Run
 
 MLMODEL = "MLmodel"
 SMALL = 256_000  # bytes of an MLmodel that is read for metadata
@@ -117,6 +119,7 @@ def goods(
     sorting.models()
     sorting.page(options.run_files)
     sorting.rest()
+    sorting.records()
     used = _used(native, home) if native is not None else tuple(dataset(one, home) for one in run.inputs)
     found = Goods(
         tuple(sorting.logged), used, tuple(sorting.files), sorting.trees, tuple(sorting.paths), sorting.digests
@@ -222,6 +225,15 @@ class _Sorting:
         if self.left:
             self._log(names.tree(self.id), FILES_TYPE, "", tuple(self.left.values()), {})
 
+    def records(self) -> None:
+        """What was recorded within the run; it is no file of it."""
+        if self.run.records:
+            files = (_small(RECORDS_JSONL, b"".join(map(line_of, self.run.records))),)
+            where = (self.home.entity, self.home.project, digest_of(files))
+            self.logged.append(
+                Version(names.records(self.id), RECORDS_TYPE, "", *where, aliases=("latest",), run=self.id, files=files)
+            )
+
     def _log(self, name: str, kind: str, folder: str, files: tuple[File, ...], metadata: Mapping[str, Any]) -> None:
         where = (self.home.entity, self.home.project, digest_of(files))
         version = Version(name, kind, "", *where, metadata=metadata, aliases=("latest",), run=self.id, files=files)
@@ -249,6 +261,14 @@ def dataset(given: DatasetInput, home: Home) -> Version:
         aliases=("latest", *names.aliases([shown(given.digest)])) if given.digest else ("latest",),
         files=tuple(files),
     )
+
+
+def line_of(record: Record) -> bytes:
+    """A line of records.jsonl."""
+    try:
+        return msgspec.json.encode(record) + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(msgspec.to_builtins(record)).encode() + b"\n"
 
 
 def described(file: File) -> dict[str, Any]:

@@ -24,7 +24,15 @@ from mlmigrate.adapters.wandb import index, moments, names, trees
 from mlmigrate.adapters.wandb.natives import numbers_of
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.outgoing import Facts, Home, outgoing, provenance_of
-from mlmigrate.adapters.wandb.provenance import FILES_TYPE, HISTORY_JSONL, KEY, RUN_JSON, as_config, of_config
+from mlmigrate.adapters.wandb.provenance import (
+    FILES_TYPE,
+    HISTORY_JSONL,
+    KEY,
+    RECORDS_TYPE,
+    RUN_JSON,
+    as_config,
+    of_config,
+)
 from mlmigrate.adapters.wandb.records import OWN, Collection, Records, stamp_of
 from mlmigrate.adapters.wandb.rows import Rows, Written
 from mlmigrate.adapters.wandb.shape import Block, Delivery, File, Opener, Sheet, WandbRun
@@ -96,7 +104,9 @@ def regenerated(sheet: Sheet, generation: int) -> Sheet:
     if told is None:  # a sheet of ours always says where it is from
         return sheet
     id_ = names.run_id(told.origin, told.id or was, generation)
-    ours = [one for one in run.logged if not told.native or one.type == FILES_TYPE]  # W&B's own keep their names
+    ours = [
+        one for one in run.logged if not told.native or one.type in (FILES_TYPE, RECORDS_TYPE)
+    ]  # W&B's own keep their names
     new = {one.name: names.artifact(one.name.replace(was, id_)) for one in ours}
     renamed = {_in_key(key, new): folder for key, folder in told.trees.items()}
     again = replace(told, generation=generation, trees=renamed, id=told.id or was)
