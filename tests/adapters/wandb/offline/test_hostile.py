@@ -70,7 +70,7 @@ def test_pipes_sockets_and_links_in_a_circle_are_told_and_hold_nobody_up(tmp_pat
 def test_folders_deeper_than_any_stack_are_told(tmp_path):
     here = a_run(tmp_path / "runs", "one", *ROWS, rawlog.exit_())
     deep = os.open(here, os.O_RDONLY)
-    for name in ["files", *(["d"] * 3000)]:
+    for name in ["files", *(["d"] * 2200)]:
         os.mkdir(name, dir_fd=deep)
         inner = os.open(name, os.O_RDONLY, dir_fd=deep)
         os.close(deep)
@@ -86,7 +86,7 @@ def test_folders_deeper_than_any_stack_are_told(tmp_path):
 def test_a_log_of_nothing_but_zeros_is_told_in_a_few_words(tmp_path):
     here = a_run(tmp_path, "one", *ROWS, rawlog.exit_())
     with (here / "run-two.wandb").open("wb") as file:
-        file.truncate(64 << 20)
+        file.truncate(16 << 20)
     runs, losses = whole(tmp_path)
     assert (len(runs["one"][1]), len(runs["two"][1])) == (3, 0)
     assert "the file does not begin as a log of W&B does" in [loss.because for loss in losses]
@@ -165,8 +165,8 @@ def test_a_manifest_that_is_none_counts_for_nothing(text, tmp_path):
 def test_a_manifest_that_is_a_pipe_or_unpacks_without_end_counts_for_nothing(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     assert manifests.entries(tmp_path / "pipe") is None
-    monkeypatch.setattr(manifests, "_MOST", 1 << 20)
-    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"{}\n" * (1 << 20)))
+    monkeypatch.setattr(manifests, "_MOST", 1 << 16)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"{}\n" * (1 << 16)))
     assert manifests.entries(tmp_path / "bomb.gz") is None
 
 

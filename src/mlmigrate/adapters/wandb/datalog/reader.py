@@ -135,7 +135,8 @@ class Log:
                     state.take("summary", parsed)
 
     def _of(self, kind: str) -> Iterator[bytes]:
-        return (record for one, _, record in self._records(_silent) if one == kind)
+        if self.counts.get(kind):  # else there is nothing to look for
+            yield from (record for one, _, record in self._records(_silent) if one == kind)
 
     def _records(self, tell: Callable[[int, str], None]) -> Iterator[tuple[str, int, bytes]]:
         """Kind, offset and bytes of each record."""
