@@ -108,7 +108,7 @@ class _RunFitting:
         if self.limits.types and not isinstance(value, str):
             return value
         text = text_of(value)
-        if not isinstance(value, str):
+        if not isinstance(value, str | bool | int | float):  # the text of those says all of them
             self.lose(f"param {name!r}", f"{type(value).__name__} became text")
         return self.cut("param", name, key, text, self.limits.param_length)
 
