@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from mlmigrate.adapters.wandb import natives, registered, restored
 from mlmigrate.adapters.wandb.options import Options
-from mlmigrate.adapters.wandb.provenance import MODEL_TYPE, Provenance
+from mlmigrate.adapters.wandb.provenance import KEY, MADE, MODEL_TYPE, Provenance
 from mlmigrate.adapters.wandb.shape import Block, Version, WandbRun
 from mlmigrate.model import PARENT_TAG, Experiment, Loss, Record, RunRef
 
@@ -233,8 +233,10 @@ class Catalogue:
         self._reports.setdefault(Path(report.entity, report.project), []).append(report)
 
     def loose(self, version: Version) -> None:
-        """Takes note of a version that no run logged; its files need not be told (see `fill`)."""
+        """Takes note of a version that no run logged, unless it is ours; its files need not be told (see `fill`)."""
         self._fresh()
+        if version.metadata.get(KEY) == MADE:
+            return
         self._loose.setdefault(Path(version.entity, version.project), []).append(version)
 
     def experiments(self) -> list[Experiment]:

@@ -34,6 +34,7 @@ FILES, ARTIFACTS = f"{FOLDER}/files/", f"{FOLDER}/artifacts/"
 FILES_TYPE = "mlflow-artifacts"  # of the W&B artifact that holds a run's plain artifact tree
 MODEL_TYPE, DATASET_TYPE = "model", "dataset"
 RECORDS_TYPE = "mlmigrate-records"
+MADE = "input"  # under KEY in the metadata of an artifact that stands for a dataset input of runs: no run logs it
 
 
 @dataclass(frozen=True, slots=True)

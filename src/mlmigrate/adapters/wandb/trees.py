@@ -30,7 +30,16 @@ from mlmigrate.adapters.wandb import index, names
 from mlmigrate.adapters.wandb.limits import METADATA_KEYS
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.outgoing import Goods, Home, shown
-from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, FILES, FILES_TYPE, FOLDER, MODEL_TYPE, RECORDS_TYPE
+from mlmigrate.adapters.wandb.provenance import (
+    DATASET_TYPE,
+    FILES,
+    FILES_TYPE,
+    FOLDER,
+    KEY,
+    MADE,
+    MODEL_TYPE,
+    RECORDS_TYPE,
+)
 from mlmigrate.adapters.wandb.restored import RECORDS_JSONL, number_of
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.globs import glob
@@ -257,7 +266,7 @@ def dataset(given: DatasetInput, home: Home) -> Version:
         home.entity,
         home.project,
         digest_of(files),
-        metadata={name: told[name] for name in ("name", "digest", "source_type") if told.get(name)},
+        metadata={KEY: MADE, **{name: told[name] for name in ("name", "digest", "source_type") if told.get(name)}},
         aliases=("latest", *names.aliases([shown(given.digest)])) if given.digest else ("latest",),
         files=tuple(files),
     )
