@@ -10,13 +10,18 @@ Who asks, so that no byte is paid for twice on its way:
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
+from typing import BinaryIO
 
 BURST = 0.1  # seconds' worth that may go at once after a rest
+BLOCK = 1 << 20  # bytes of a file that are paid for at once
 NAP = 0.25  # seconds after which one who waits looks whether all is to stop
 
 
@@ -78,3 +83,28 @@ def throttle(bytes_a_second: int = 0, requests_a_second: float = 0.0) -> Throttl
 def checked(given: Throttle, check: Callable[[], object] | None) -> Throttle:
     """The same limits, whose waits `check` may end; the buckets are shared."""
     return given if given is UNLIMITED or check is None else Throttle(given.bytes, given.requests, check)
+
+
+class Paid(io.RawIOBase):
+    """A file on its way to a server, paid for as it is read."""
+
+    def __init__(self, data: BinaryIO, throttle: Throttle) -> None:
+        self._data, self._throttle = data, throttle
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self._data.read(BLOCK if size is None or size < 0 else size) or b""
+        self._throttle.payload(len(data))
+        return data
+
+
+def until(text: str) -> float | None:
+    """Seconds from now to a date as HTTP writes it (Retry-After); None for what is none."""
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import IO, Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
@@ -46,7 +44,7 @@ from mlmigrate.adapters.mlflow.rest.managed import (
 from mlmigrate.adapters.mlflow.rest.presigned import Offers, Presigned, endpoints
 from mlmigrate.adapters.mlflow.rest.wire import Anything, decode, encode
 from mlmigrate.errors import BadData, Conflict, MigrateError, NotFound, Refused, Unavailable, UsageError
-from mlmigrate.storage.throttle import Throttle
+from mlmigrate.storage.throttle import Paid, Throttle, until
 
 T = TypeVar("T")
 Params = Mapping[str, str | int | Sequence[str]]
@@ -147,17 +145,8 @@ def _after(headers: Mapping[str, str]) -> float | None:
     try:
         wait = float(text)
     except ValueError:
-        return _until(text)
+        return until(text)
     return max(0.0, wait) if wait == wait else None  # noqa: PLR0124  # NaN is not itself
-
-
-def _until(text: str) -> float | None:
-    try:
-        when = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def _acknowledge(connection: HTTPConnection) -> None:
@@ -504,22 +493,7 @@ def _chunks(data: BinaryIO) -> Iterator[bytes]:
 
 def _paid(data: BinaryIO, throttle: Throttle) -> BinaryIO:
     """The same bytes, paid for as they are read."""
-    return cast("BinaryIO", _Paid(data, throttle)) if throttle.bytes.rate else data
-
-
-class _Paid(io.RawIOBase):
-    """A file on its way to a server."""
-
-    def __init__(self, data: BinaryIO, throttle: Throttle) -> None:
-        self._data, self._throttle = data, throttle
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = self._data.read(CHUNK if size is None or size < 0 else size) or b""
-        self._throttle.payload(len(data))
-        return data
+    return cast("BinaryIO", Paid(data, throttle)) if throttle.bytes.rate else data
 
 
 class _Stream(io.RawIOBase):

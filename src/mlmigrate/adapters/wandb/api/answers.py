@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import msgspec
 
 from mlmigrate.errors import Conflict, MigrateError, NotFound, Refused, Unavailable
+from mlmigrate.storage.throttle import until
 
 A_PAGE = "an HTML page"
 _AWAY = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -88,8 +87,8 @@ def after(headers: Mapping[str, str]) -> float | None:
     wait = _number(text)
     if wait is not None:
         return wait
-    until = _until(text) if text else None
-    return until if until is not None else _number(headers.get("RateLimit-Reset", ""))
+    date = until(text) if text else None
+    return date if date is not None else _number(headers.get("RateLimit-Reset", ""))
 
 
 def reset(headers: Mapping[str, str]) -> float | None:
@@ -105,15 +104,6 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if 0 <= value < float("inf") else None
-
-
-def _until(text: str) -> float | None:
-    try:
-        when = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def _listed(value: object) -> list[object]:

@@ -31,7 +31,7 @@ from mlmigrate.adapters.wandb.api.answers import A_PAGE, Asked, after, explained
 from mlmigrate.adapters.wandb.api.hosts import Spoken, reachable, spoken
 from mlmigrate.adapters.wandb.api.login import Network, api_key, authorization, checked_base, network, told
 from mlmigrate.errors import BadData, MigrateError, NotFound, Refused, Unavailable
-from mlmigrate.storage.throttle import UNLIMITED, Throttle
+from mlmigrate.storage.throttle import UNLIMITED, Paid, Throttle
 
 CONNECTIONS = 48
 CONNECT, READ = 10.0, 60.0  # seconds
@@ -193,7 +193,7 @@ class Client:
         target, ours = self._target(url)
         sent = {**_harmless(headers), "Content-Length": str(size), **self._login(ours)}
         with opener() as data:
-            body = _Paid(data, self.throttle) if size else b""
+            body = Paid(data, self.throttle) if size else b""
             with self._answered(_Call("upload", "PUT", target, ours, sent, body)) as response:
                 if look(response.read(1024)) == A_PAGE:
                     raise Unavailable(f"{target.shown} answered an upload with a page for people.")
@@ -378,21 +378,6 @@ def _away(error: Exception, where: str, name: str) -> MigrateError:
         return NotFound(f"The address {where} cannot be understood.")
     why = type(error).__name__
     return Unavailable(f"{where} does not answer ({name}: {why}).", "The same command again goes on")
-
-
-class _Paid(io.RawIOBase):
-    """A file on its way out, paid for as it is read."""
-
-    def __init__(self, data: BinaryIO, throttle: Throttle) -> None:
-        self._data, self._throttle = data, throttle
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = self._data.read(BLOCK if size is None or size < 0 else size) or b""
-        self._throttle.payload(len(data))
-        return data
 
 
 class _Stream(io.RawIOBase):
