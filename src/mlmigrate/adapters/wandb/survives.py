@@ -52,7 +52,11 @@ THINGS = (
     Kept(
         "history: numbers",
         WHOLE,
-        ("mapped", "MLflow's times have no microseconds; nested names are joined by \".\", as W&B itself shows them"),
+        (
+            "mapped",
+            "MLflow's times have no microseconds; nested names are joined by \".\", as W&B itself shows them; a key that "
+            "begins with `system/` becomes `mlflow/key/system/...`, since MLflow's system metrics are called so",
+        ),
         ("mapped", "nested names stay joined; times are those that MLflow kept, out of an archive they are whole"),
     ),
     Kept(
