@@ -23,6 +23,10 @@ class Kept:
 
 
 INDEX = "it stands in the run's artifact `wandb/run.json`"
+NUMBERS = (
+    "MLflow's times have no microseconds; nested names are joined by `.`, as W&B itself shows them; a key that begins "
+    "with `system/` becomes `mlflow/key/system/...`, since MLflow's system metrics are called so"
+)
 WHOLE: tuple[How, str] = ("whole", "")
 COMPUTED: tuple[How, str] = ("mapped", "it is computed from the time and the start")
 THINGS = (
@@ -52,11 +56,7 @@ THINGS = (
     Kept(
         "history: numbers",
         WHOLE,
-        (
-            "mapped",
-            "MLflow's times have no microseconds; nested names are joined by \".\", as W&B itself shows them; a key that "
-            "begins with `system/` becomes `mlflow/key/system/...`, since MLflow's system metrics are called so",
-        ),
+        ("mapped", NUMBERS),
         ("mapped", "nested names stay joined; times are those that MLflow kept, out of an archive they are whole"),
     ),
     Kept(
