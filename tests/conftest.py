@@ -22,6 +22,27 @@ AT_FIRST = _of_mlflow()
 _module = []
 
 
+# files that take longest, longest first: those that begin last would leave the other workers idle
+LONGEST = (
+    "test_relocate_real",
+    "test_versions",
+    "test_registry_stores",
+    "test_managed",
+    "test_demo_data",
+    "test_conformance_rest",
+    "test_load_model",
+    "test_rest_others",
+    "test_managed_objects",
+    "test_rest_objects_source",
+    "test_kill",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {stem: number for number, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """MLflow's client, used within a test, writes its addresses into the environment: no other file sees them."""

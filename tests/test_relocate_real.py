@@ -23,7 +23,7 @@ from sizes import SIZE
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.slow
 
-KILLS = 4 if SIZE <= 1 else 25 * SIZE
+KILLS = 2 if SIZE <= 1 else 25 * SIZE
 # logs runs until it is told to stop; each file it was told is written goes to stdout
 TRAINING = """
 import hashlib, os, sys, time, pathlib

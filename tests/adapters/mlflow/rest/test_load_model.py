@@ -97,7 +97,7 @@ def start(tmp_path):
     ("version", "through"),
     [
         (servers.CURRENT, "directly"),
-        ("2.22.4", "directly"),
+        pytest.param("2.22.4", "directly", marks=large),
         pytest.param(servers.CURRENT, "through an archive", marks=large),
         pytest.param("2.9.2", "directly", marks=large),
     ],

@@ -410,6 +410,7 @@ class TestDatabricks:
             open_source(parse("mlflow:databricks"), Context("source"))
         assert 'begins "dapi"' in error.value.hint
 
+    @large
     def test_a_limit_that_nobody_published_is_learned_and_told(self, service, current, tmp_path):
         service.longest = {"param": 300, "tag": 200}
         long = {"param": "exceeds 9 characters " * 30, "tag": "ö" * 900}
