@@ -9,6 +9,7 @@ from dataclasses import replace
 from mlmigrate import address
 from mlmigrate.adapters import registry
 from mlmigrate.adapters.base import Packing
+from mlmigrate.adapters.mlflow.objects import GROUPS
 from mlmigrate.adapters.wandb.catalogue import Catalogue, Project, Report, Sweep, Where
 from mlmigrate.adapters.wandb.natives import group_run
 from mlmigrate.adapters.wandb.options import Options
@@ -208,6 +209,24 @@ class TestSweepsAndGroups:
                 Record("wandb.sweep", "sw", "team/vision", '{"state": "FINISHED"}'),
             ]
             assert list(reading.runs) == []
+
+    def test_records_of_ours_come_in_the_order_in_which_they_refer_to_each_other(self):
+        ids = ("@registry", "@traces/1/10", "@traces/1/9", "@logged_models/1", "@something")
+        runs = [
+            WandbRun(
+                id=f"r{n}",
+                entity="team",
+                project="vision",
+                config={KEY: as_config(Provenance(kind="records", origin=f"mlflow:{id_}", stamp="s", id=id_))},
+            )
+            for n, id_ in enumerate(ids)
+        ]
+        found = [ref.id for ref in filled(*runs).refs() if ref.kind == "records"]
+        names = [f"@{group}" for group in GROUPS]
+        assert found[-1] == "@something"
+        assert [one for one in found if one.startswith("@traces")] == ["@traces/1/9", "@traces/1/10"]
+        assert names.index("@logged_models") < names.index("@registry")
+        assert found.index("@logged_models/1") < found.index("@registry")
 
     def test_a_stamp_changes_when_the_thing_does(self):
         other = replace(self.SWEEP, body={"state": "RUNNING"})

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from mlmigrate.adapters.mlflow.objects import GROUPS
 from mlmigrate.adapters.wandb import natives, registered, restored
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import KEY, MADE, MODEL_TYPE, Provenance
@@ -158,6 +159,14 @@ def ref_of(run: WandbRun, stamp: str, points: int, size: int, experiment: str) -
     return RunRef(experiment, run.id, name, told.origin, stamp, told.status, told.start, told.deleted, points, size)
 
 
+def _turn(ref: RunRef) -> tuple[bool, int, str, int, str]:
+    """Runs stay as they are; records go in the order of MLflow's own, models before the registry that names them."""
+    if ref.kind != "records":
+        return False, 0, "", 0, ""
+    group = ref.id[1:].partition("/")[0]
+    return True, GROUPS.index(group) if group in GROUPS else len(GROUPS), group, len(ref.id), ref.id
+
+
 def experiments_of(projects: Iterable[Project], runs: Iterable[WandbRun]) -> list[Experiment]:
     """The experiments that these projects and runs make."""
     catalogue = Catalogue(Options())
@@ -244,11 +253,11 @@ class Catalogue:
         return self._found_homes().all()
 
     def refs(self) -> list[RunRef]:
-        """All runs, parents first; then what belongs to no run."""
+        """All runs, parents first; then what belongs to no run, what others refer to first."""
         made = [one.ref for one in self._all_made().values()]
         runs = [self._placed(entry) for entry in self._parents_first()]
         both = [*(ref for ref in made if ref.kind == "run"), *runs, *(ref for ref in made if ref.kind == "records")]
-        return sorted(both, key=lambda ref: ref.kind == "records")
+        return sorted(both, key=_turn)
 
     def find(self, ref: RunRef) -> Where | None:
         """Where the run lies that a ref of this catalogue names; None for what is no run, or is not there."""
