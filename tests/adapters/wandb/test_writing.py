@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -27,9 +28,9 @@ from mlmigrate.adapters.wandb.reading import WandbReading
 from mlmigrate.adapters.wandb.records import Collection, Linked, collection
 from mlmigrate.adapters.wandb.shape import Block, File, Sheet, Version, WandbRun
 from mlmigrate.adapters.wandb.writing import Homes, WandbPlace, experiment_sheets, levels, regenerated
-from mlmigrate.errors import MigrateError
+from mlmigrate.errors import DiskFull, MigrateError
 from mlmigrate.fit import fit_run
-from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, RunRef, points
+from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, Run, RunRef, points
 from mlmigrate.testing.samples import EXPERIMENTS, NAN, START, hard_samples, make, samples, series
 
 OPTIONS = Options()
@@ -629,3 +630,19 @@ def test_what_is_no_index_is_a_file_like_others(tmp_path, path, data):
     kept, place = write_native(tmp_path, held)
     assert [loss.what for loss in place.losses] == [path]
     assert_same(read(kept.held["maker"], held.ref), held)
+
+
+def test_a_full_disk_is_told_as_that(tmp_path):
+    place = WandbPlace(Kept(), tmp_path, [], homes(Experiment("team/vision", "vision")), OPTIONS)
+    place.begin([Run("r", "team/vision")])
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def gone():
+        raise FileNotFoundError(errno.ENOENT, "gone")
+
+    with pytest.raises(DiskFull):
+        place.put(Artifact("r", "a", full))
+    with pytest.raises(FileNotFoundError):
+        place.put(Artifact("r", "a", gone))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,8 +36,9 @@ from mlmigrate.adapters.wandb.provenance import (
 from mlmigrate.adapters.wandb.records import OWN, Collection, Records, stamp_of
 from mlmigrate.adapters.wandb.rows import Rows, Written
 from mlmigrate.adapters.wandb.shape import Block, Delivery, File, Opener, Sheet, WandbRun
-from mlmigrate.errors import BadData
+from mlmigrate.errors import BadData, DiskFull
 from mlmigrate.model import PARENT_TAG, POINTS, Artifact, Experiment, Loss, Record, Run, RunRef
+from mlmigrate.storage.local import explain
 
 IN_MEMORY = 100_000  # points of a pack that wait in memory before they go to disk
 ROWS_IN_MEMORY = 250_000  # points of a run that are sorted without the disk
@@ -189,25 +190,28 @@ class WandbPlace:
 
     def points(self, batch: pa.RecordBatch) -> None:
         """Some more points; those of a run lie together."""
-        for id_, part in _by_run(batch):
-            self._drafts[id_].points.add(part)
-            self._in_memory += len(part)
-        if self._in_memory > IN_MEMORY:
-            for draft in self._drafts.values():
-                draft.points.to_disk() if draft.points.rows else None
-            self._in_memory = 0
+        with _room(self._folder):
+            for id_, part in _by_run(batch):
+                self._drafts[id_].points.add(part)
+                self._in_memory += len(part)
+            if self._in_memory > IN_MEMORY:
+                for draft in self._drafts.values():
+                    draft.points.to_disk() if draft.points.rows else None
+                self._in_memory = 0
 
     def put(self, artifact: Artifact) -> None:
         """A file of a run, or of what was kept. Raises whatever reading it raises."""
         draft = self._drafts.get(artifact.owner)
-        if draft is None:
-            self._records.put(artifact)
-        else:
-            draft.files[artifact.path] = self._spool.take(artifact)
+        with _room(self._folder):
+            if draft is None:
+                self._records.put(artifact)
+            else:
+                draft.files[artifact.path] = self._spool.take(artifact)
 
     def keep(self, record: Record) -> None:
         """A record."""
-        self._records.keep(record)
+        with _room(self._folder):
+            self._records.keep(record)
 
     def commit(self, losses: Sequence[Loss] = ()) -> Mapping[str, str]:  # noqa: ARG002  the report has them
         """Writes all of it. Gives origin -> id in W&B."""
@@ -291,6 +295,18 @@ class WandbPlace:
 
     def _lose(self, draft: _Draft, what: str, because: str) -> None:
         self.losses.append(Loss(draft.run.id, what, because, draft.run.experiment))
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """A block that writes below `folder`: raises DiskFull where there is no room."""
+    try:
+        yield
+    except OSError as error:
+        told = explain(error, str(folder))
+        if not isinstance(told, DiskFull):  # what cannot be read is the source's to explain
+            raise
+        raise told from error
 
 
 def levels(sheets: Sequence[Sheet]) -> list[list[Sheet]]:
