@@ -147,7 +147,7 @@ def wanted(run):
     files = {name: file["md5"] for name, file in run["files"].items() if not name.startswith(unowned)}
     rows = [json.loads(line) for line in run["history"]]
     # MLflow's times are milliseconds, cut; W&B shows nested names joined
-    rows = [{**flat(row), "_runtime": 0, "_timestamp": int(row["_timestamp"] * 1000 + 1e-3)} for row in rows]
+    rows = [{**flat(row), "_runtime": 0, "_timestamp": round(row["_timestamp"] * 1_000_000) // 1000} for row in rows]
     return {**plain, "config": config, "summary": summary, "history": rows, "files": files}
 
 

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -142,7 +141,7 @@ def _row(row):
     for key, value in row.items():
         flat |= {f"{key}.{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {key: value}
     del flat["_runtime"]
-    return flat | {"_timestamp": math.floor(flat["_timestamp"] * 1000 + 0.001)}
+    return flat | {"_timestamp": round(flat["_timestamp"] * 1_000_000) // 1000}
 
 
 def _summary(run):
