@@ -64,7 +64,10 @@ def well(*arguments, cwd):
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
     """A file store, written by hand."""
-    root = tmp_path_factory.mktemp("store") / "mlruns"
+    return write_store(tmp_path_factory.mktemp("store") / "mlruns")
+
+
+def write_store(root):
     for number in ("1", "2"):
         place = root / number
         place.mkdir(parents=True)

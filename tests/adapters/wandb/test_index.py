@@ -1,7 +1,7 @@
 import io
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pyarrow as pa
 import pytest
@@ -258,3 +258,8 @@ class TestHistoryJsonl:
     def test_a_bad_line_is_named(self, line):
         with pytest.raises(BadData, match="line 2"):
             list(index.values([b'{"key": "x", "value": 1}\n', line]))
+
+
+@pytest.mark.parametrize(("value", "read"), [(WandbRun, index._Run), (Version, index._Version)])
+def test_every_field_that_is_written_is_read_again(value, read):
+    assert {field.name for field in fields(value)} == set(read.__struct_fields__)

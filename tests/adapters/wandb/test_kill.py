@@ -18,7 +18,7 @@ import pytest
 
 import wandbserver
 from sizes import SIZE
-from test_kill import RUNS, START, write_run
+from test_kill import RUNS, write_store
 
 pytestmark = pytest.mark.slow
 
@@ -35,17 +35,7 @@ def server():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A file store, written by hand."""
-    root = tmp_path_factory.mktemp("store") / "mlruns"
-    for number in ("1", "2"):
-        place = root / number
-        place.mkdir(parents=True)
-        (place / "meta.yaml").write_text(
-            f"artifact_location: {place}\nexperiment_id: '{number}'\nlifecycle_stage: active\nname: team {number}\n"
-            f"creation_time: {START}\nlast_update_time: {START}\n"
-        )
-    for name, what in RUNS.items():
-        write_run(root / what["experiment"] / name, name, what)
-    return root
+    return write_store(tmp_path_factory.mktemp("store") / "mlruns")
 
 
 def start(store, target, ledger, env):

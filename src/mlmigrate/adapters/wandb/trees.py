@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import msgspec
 import yaml
 
-from mlmigrate.adapters.wandb import index, names
+from mlmigrate.adapters.wandb import digests, index, names
 from mlmigrate.adapters.wandb.limits import METADATA_KEYS
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.outgoing import Goods, Home, shown
@@ -48,7 +48,6 @@ from mlmigrate.model import Artifact, DatasetInput, Loss, Record, Run
 MLMODEL = "MLmodel"
 SMALL = 256_000  # bytes of an MLmodel that is read for metadata
 MOST_VALUES = 10_000  # in it
-MANIFEST = b"wandb-artifact-manifest-v1\n"
 # files that W&B writes itself, from what it is told otherwise: ours of these names lie among the artifacts
 OWN_FILES = frozenset(
     ["config.yaml", "wandb-metadata.json", "wandb-summary.json", "wandb-history.jsonl", "wandb-events.jsonl"]
@@ -108,11 +107,7 @@ def _measured(stream: BinaryIO, copy: BinaryIO | None) -> tuple[int, str, str]:
 
 def digest_of(files: Iterable[File]) -> str:
     """The digest of a version that holds these files, as W&B's SDK makes it."""
-    digest = hashlib.md5(MANIFEST, usedforsecurity=False)
-    for file in sorted(files, key=lambda file: file.path):
-        entry = file.digest or file.ref if file.ref else file.md5
-        digest.update(f"{file.path}:{entry}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    return digests.of_manifest((file.path, file.digest or file.ref if file.ref else file.md5) for file in files)
 
 
 def goods(

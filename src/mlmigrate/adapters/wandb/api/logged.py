@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlmigrate.adapters.wandb import digests
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.stream import Where
 from mlmigrate.adapters.wandb.api.uploads import Bytes, base64_of, measured, of_data, part_of, put, send
@@ -38,7 +39,6 @@ from mlmigrate.adapters.wandb.api.writes import (
 from mlmigrate.adapters.wandb.shape import Version
 from mlmigrate.errors import MigrateError, Unavailable
 
-HEADER = b"wandb-artifact-manifest-v1\n"
 FILES_PER_CALL = 200
 MULTIPART = 2 << 30  # bytes from which on a file goes in parts
 PART = 100 << 20
@@ -85,10 +85,7 @@ class Draft:
     @property
     def digest(self) -> str:
         """As the SDK computes it."""
-        digest = hashlib.md5(HEADER, usedforsecurity=False)
-        for entry in sorted(self.entries, key=lambda entry: entry.path):
-            digest.update(f"{entry.path}:{entry.digest}\n".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+        return digests.of_manifest((entry.path, entry.digest) for entry in self.entries)
 
 
 def draft(where: Where, run: str | None, version: Version) -> Draft:

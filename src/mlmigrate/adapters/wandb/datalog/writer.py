@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mlmigrate.adapters.wandb import digests
 from mlmigrate.adapters.wandb.datalog import wire
 from mlmigrate.adapters.wandb.datalog.framing import Frames
 from mlmigrate.adapters.wandb.datalog.messages import MIN_CONSUMER, Json, Message, has, json_format, pb, producer, utf8
@@ -161,10 +162,7 @@ class LogWriter:
 
 def manifest_digest(entries: Iterable[Entry]) -> str:
     """The digest of an artifact of these entries, as W&B makes it."""
-    digest = hashlib.md5(b"wandb-artifact-manifest-v1\n", usedforsecurity=False)
-    for entry in sorted(entries, key=lambda entry: entry.path):
-        digest.update(f"{entry.path}:{entry.digest}\n".encode())
-    return digest.hexdigest()
+    return digests.of_manifest((entry.path, entry.digest) for entry in entries)
 
 
 def file_digest(md5: bytes) -> str:
