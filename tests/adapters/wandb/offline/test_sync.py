@@ -195,9 +195,14 @@ def test_what_sync_lost_in_silence_is_completed_by_a_copy_to_the_server_and_noth
     server.reset()
     store, out = demo.make(tmp_path), tmp_path / "out"
     mlmigrate("copy", f"mlflow:{store}", f"wandb:{out}", env={"WANDB_ENTITY": "team"})
-    server.fail("file_stream", status=403, times=2)
+    # the stream of one run that has something to lose; which one were chance if only its first requests failed
+    log = max(out.glob("*/*.wandb"), key=lambda log: len(wandblogs.rows(log)))
+    (told,) = wandblogs.of_kind(log, "run")
+    server.fail(f"/files/team/{told.project}/{told.run_id}/file_stream", status=403, times=1000)
     server.fail("/storage/put/", status=403, times=4)
     synced("0.31.0", out, server, tmp_path / "sdk")  # ends with 0
+    server.heal()
+    assert server.state()["runs"][f"team/{told.project}/{told.run_id}"]["history"] == []
     ids = server.state()["runs"].keys()
     mlmigrate("verify", f"mlflow:{store}", "wandb:team", env=server.env, code=4)
     mlmigrate("copy", f"mlflow:{store}", "wandb:team", env=server.env)
