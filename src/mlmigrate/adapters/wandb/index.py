@@ -132,13 +132,9 @@ def parse(data: bytes, found: Callable[[str], Opener | None] = nothing) -> Wandb
     Raises BadData for what is no index.
     """
     try:
-        told = msgspec.convert(decode(data), _Document).run
+        return msgspec.convert(decode(data), _Document).run.opened(found)
     except msgspec.ValidationError as error:
         raise BadData(f"{RUN_JSON} is not what mlmigrate writes: {error}", "Copy the run without wandb/") from None
-    plain = {name: getattr(told, name) for name in told.__struct_fields__}
-    plain |= {"files": tuple(_file(one, found) for one in told.files)}
-    plain |= {"logged": tuple(_version(one, found) for one in told.logged)}
-    return WandbRun(**plain | {"used": tuple(_version(one, found) for one in told.used)})
 
 
 def lines(block: Block) -> Iterator[bytes]:
@@ -215,13 +211,12 @@ def _hash(text: str) -> str:
 
 def _told(value: WandbRun | Version) -> dict[str, Any]:
     """The fields that say something, but for files and versions."""
-    names = {name for name in value.__dataclass_fields__ if name not in ("files", "logged", "used")}
-    blank = WandbRun("") if isinstance(value, WandbRun) else Version("", "")
-    always = ("id", "state", "name", "type")
+    blank = _fields(WandbRun("") if isinstance(value, WandbRun) else Version("", ""))
+    always, apart = ("id", "state", "name", "type"), ("files", "logged", "used")
     return {
-        name: getattr(value, name)
-        for name in value.__dataclass_fields__
-        if name in names and (name in always or getattr(value, name) != getattr(blank, name))
+        name: one
+        for name, one in _fields(value).items()
+        if name not in apart and (name in always or one != blank[name])
     }
 
 
@@ -306,67 +301,36 @@ def _hard_line(line: bytes) -> Value:
     return Value(at.step, at.time, at.runtime, at.key, text)
 
 
-class _File(msgspec.Struct):
-    path: str
-    size: int | None = None
-    md5: str = ""
-    ref: str = ""
-    digest: str = ""
-    gone: str = ""
+@dataclass(frozen=True, slots=True)
+class _File(File):
+    """A file as wandb/run.json tells of it: `at` in place of what opens it."""
+
+    open: None = None
     at: str = ""
 
+    def opened(self, found: Callable[[str], Opener | None]) -> File:
+        opener = found(self.at) if self.at and not self.ref else None
+        gone = self.gone or ("" if opener or self.ref else f"{self.at or self.path} is not among the run's artifacts")
+        return File(self.path, opener, self.size, self.md5, self.ref, self.digest, gone)
 
-class _Version(msgspec.Struct):
-    name: str
-    type: str
-    version: str = ""
-    entity: str = ""
-    project: str = ""
-    digest: str = ""
-    description: str = ""
-    metadata: dict[str, Any] = {}
-    aliases: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    ttl: int | None = None
-    created: int | None = None
-    run: str = ""
-    state: str = "COMMITTED"
+
+@dataclass(frozen=True, slots=True)
+class _Version(Version):
     files: tuple[_File, ...] = ()
 
+    def opened(self, found: Callable[[str], Opener | None]) -> Version:
+        return Version(**_fields(self) | {"files": tuple(one.opened(found) for one in self.files)})
 
-class _Run(msgspec.Struct):
-    id: str
-    entity: str = ""
-    project: str = ""
-    name: str = ""
-    notes: str = ""
-    tags: tuple[str, ...] = ()
-    group: str = ""
-    job_type: str = ""
-    sweep: str = ""
-    sweep_config: dict[str, Any] = {}
-    state: str = "finished"
-    exit_code: int | None = None
-    user: str = ""
-    host: str = ""
-    program: str = ""
-    args: tuple[str, ...] = ()
-    git_remote: str = ""
-    git_commit: str = ""
-    created: int | None = None
-    started: int | None = None
-    ended: int | None = None
-    runtime: float | None = None
-    config: dict[str, Any] = {}
-    internal: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
-    metrics: tuple[dict[str, Any], ...] = ()
-    metadata: dict[str, Any] = {}
+
+@dataclass(frozen=True, slots=True)
+class _Run(WandbRun):
     files: tuple[_File, ...] = ()
     logged: tuple[_Version, ...] = ()
     used: tuple[_Version, ...] = ()
-    lines: int | None = None
-    alone: tuple[str, ...] | None = None
+
+    def opened(self, found: Callable[[str], Opener | None]) -> WandbRun:
+        lists = {name: tuple(one.opened(found) for one in getattr(self, name)) for name in ("files", "logged", "used")}
+        return WandbRun(**_fields(self) | lists)
 
 
 class _Document(msgspec.Struct):
@@ -374,12 +338,5 @@ class _Document(msgspec.Struct):
     version: int = VERSION
 
 
-def _file(told: _File, found: Callable[[str], Opener | None]) -> File:
-    opener = found(told.at) if told.at and not told.ref else None
-    gone = told.gone or ("" if opener or told.ref else f"{told.at or told.path} is not among the run's artifacts")
-    return File(told.path, opener, told.size, told.md5, told.ref, told.digest, gone)
-
-
-def _version(told: _Version, found: Callable[[str], Opener | None]) -> Version:
-    plain = {name: getattr(told, name) for name in told.__struct_fields__}
-    return Version(**plain | {"files": tuple(_file(one, found) for one in told.files)})
+def _fields(value: WandbRun | Version) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
