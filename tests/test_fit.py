@@ -65,7 +65,7 @@ def test_typed_params_become_text_and_that_is_said_where_the_text_does_not_say_a
         "b": True,
         "f": 0.1,
         "t": datetime(2026, 1, 2, tzinfo=UTC),
-        "s": frozenset({"b", "a"}),
+        "s": frozenset({"b", "a", "\ud800"}),
         "n": None,
     }
     fitted = fit_run(run(params=params), Limits(types=False))
@@ -74,7 +74,7 @@ def test_typed_params_become_text_and_that_is_said_where_the_text_does_not_say_a
         "b": "True",
         "f": "0.1",
         "t": "2026-01-02T00:00:00+00:00",
-        "s": '["a","b"]',
+        "s": '["a","b","\ud800"]',
         "n": "None",
     }
     assert {loss.what for loss in fitted.losses} == {"param 't'", "param 's'", "param 'n'"}

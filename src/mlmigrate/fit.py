@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.base import LEFT_OUT, Change, Limits
-from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, Run, Value
+from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, Run, Value, text_of
 
 NAME_TAG = "mlflow.runName"
 LARGEST = 1.7976931348623157e308
@@ -285,17 +284,6 @@ def _allowed(chars: str) -> re.Pattern[str]:
 
 def _clean_path(key: str) -> bool:
     return all(part not in ("", ".", "..") for part in key.split("/"))
-
-
-def text_of(value: Value) -> str:
-    """A typed value as the text that a tracker without types is given."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, frozenset):
-        return msgspec.json.encode(sorted(value)).decode()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value)
 
 
 def _shorten(text: str, length: int | None) -> str:

@@ -7,6 +7,7 @@ schema POINTS, never Python objects one by one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -236,6 +237,15 @@ class Receipt:
     artifacts: int = 0
     size: int = 0
     records: Mapping[str, int] = field(default_factory=dict)
+
+
+def text_of(value: Value) -> str:
+    """A typed value as the text that a tracker without types is given; a set is the JSON of its sorted list."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, frozenset):
+        return json.dumps(sorted(value), ensure_ascii=False, separators=(",", ":"))
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def points(columns: Mapping[str, object]) -> pa.RecordBatch:

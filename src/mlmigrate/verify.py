@@ -22,9 +22,8 @@ from mlmigrate.engine import default_workers
 from mlmigrate.errors import MigrateError, UsageError
 from mlmigrate.events import Progress, RunEvent, RunState, Silent
 from mlmigrate.fingerprint import Sums
-from mlmigrate.fit import text_of
 from mlmigrate.mapping import Mapping as Rules
-from mlmigrate.model import OURS, Arrival, Artifact, Experiment, Finding, Loss, Record, Run, RunRef
+from mlmigrate.model import OURS, Arrival, Artifact, Experiment, Finding, Loss, Record, Run, RunRef, text_of
 from mlmigrate.pack import Contents, Pack, Recipe, packs
 from mlmigrate.passing import Passing
 from mlmigrate.steps import Steps

@@ -83,11 +83,6 @@ def params_of(config: Mapping[str, Any], separator: str = SEPARATOR) -> tuple[di
     return params, collisions
 
 
-def text_of(value: Value) -> str:
-    """A value as the text that MLflow would have made of it."""
-    return value if isinstance(value, str) else str(value)
-
-
 def shallow(value: Any, deepest: int = DEEPEST) -> tuple[Any, int]:  # noqa: ANN401  any JSON
     """The value without what is nested deeper than that (null stands there), and how many such parts there were."""
     cut = 0

@@ -29,7 +29,7 @@ from mlmigrate.adapters.wandb.provenance import KEY, OWN_COLUMNS, STEP, SYSTEM, 
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.errors import MigrateError
 from mlmigrate.globs import glob
-from mlmigrate.model import PARENT_TAG, Experiment, Loss, Run, Value
+from mlmigrate.model import PARENT_TAG, Experiment, Loss, Run, Value, text_of
 
 EXACT = 2**53  # integers beyond are no longer told apart by everybody who reads JSON
 WRITER = "mlmigrate"  # who tells of the environment, in `_wandb`
@@ -215,7 +215,7 @@ def _own_config(plain: Mapping[str, Any]) -> dict[str, Any]:
 def _native_config(run: Run, plain: Mapping[str, Any], native: WandbRun, separator: str) -> dict[str, Any]:
     """What W&B had, but for params that are others by now, or gone."""
     had, _ = params_of(native.config, separator)
-    same = {name for name, value in run.params.items() if name in had and _text(had[name]) == _text(value)}
+    same = {name for name, value in run.params.items() if name in had and text_of(had[name]) == text_of(value)}
     config = _without(native.config, had.keys() - same, separator) if had.keys() - same else dict(native.config)
     config.pop(KEY, None)
     safe: dict[str, Any] = _safe(config)
@@ -300,9 +300,9 @@ def differences(
     texts: dict[str, str | None] = {}
     types: dict[str, str] = {}
     for name, value in params.items():
-        if all(name in one and _same(one[name] if kinds else _text(one[name]), value) for one in readings):
+        if all(name in one and _same(one[name] if kinds else text_of(one[name]), value) for one in readings):
             continue
-        texts[name] = _text(value)
+        texts[name] = text_of(value)
         if not isinstance(value, str):
             types[name] = _kind(value)
     texts |= {name: None for one in readings for name in one if name not in params}
@@ -337,12 +337,6 @@ def _safe(value: Any) -> Any:  # noqa: ANN401  any JSON
     if isinstance(value, Mapping):
         return {shown(name): _safe(one) for name, one in value.items()}
     return [_safe(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, frozenset):
-        return json.dumps(sorted(value))
-    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _kind(value: Value) -> str:

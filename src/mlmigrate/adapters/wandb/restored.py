@@ -19,7 +19,7 @@ from mlmigrate.adapters.wandb import natives
 from mlmigrate.adapters.wandb.provenance import FILES, KEY, RECORDS_TYPE, Provenance, of_config
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.errors import BadData, MigrateError, Unavailable
-from mlmigrate.model import STATUSES, DatasetInput, Experiment, Loss, Record, Run, Value
+from mlmigrate.model import STATUSES, DatasetInput, Experiment, Loss, Record, Run, Value, text_of
 
 RECORDS_JSONL, RECORD_FILES = "records.jsonl", "files/"
 LONGEST_LINE = 1 << 30  # bytes of one record
@@ -75,9 +75,7 @@ def params_of(config: Mapping[str, Any], told: Provenance) -> dict[str, Value]:
     """Params: those of the config under their names in the source, then what provenance says of single ones."""
     own = {name: value for name, value in config.items() if name != told.view} if told.view else config
     found, _ = natives.params_of(own, natives.SEPARATOR)
-    params = {
-        told.order.get(name, name): value if told.typed else natives.text_of(value) for name, value in found.items()
-    }
+    params = {told.order.get(name, name): value if told.typed else text_of(value) for name, value in found.items()}
     for name, text in told.params.items():
         if text is None:
             params.pop(name, None)
@@ -210,16 +208,16 @@ def _inputs(told: Provenance) -> tuple[DatasetInput, ...]:
 
 def _typed(value: Value, kind: str) -> Value:
     """A param as the type that it had; what cannot be that stays."""
-    text = natives.text_of(value)
+    text = text_of(value)
     make = _TYPES.get(kind)
     try:
         return make(text) if make is not None else value
-    except (ValueError, msgspec.MsgspecError):
+    except (ValueError, RecursionError, msgspec.MsgspecError):
         return value
 
 
 def _set_of(text: str) -> frozenset[str]:
-    return frozenset(msgspec.json.decode(text, type=list[str]))
+    return frozenset(msgspec.convert(json.loads(text), list[str]))  # msgspec itself reads no half surrogate pair
 
 
 def _float(text: str) -> float:
