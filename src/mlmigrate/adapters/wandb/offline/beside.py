@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,15 @@ def mapping(data: bytes) -> dict[str, Any]:
 def small(files: Sequence[File], path: str) -> bytes | None:
     """The file, when it is there and not too large."""
     return read(files, path, LARGEST)
+
+
+def millis(text: object) -> int | None:
+    """A time as the SDK writes it, which is UTC whether it says so or not; None for what is none."""
+    try:
+        at = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return None if at is None else int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def chosen(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     offline-run-<YYYYMMDD_HHMMSS>-<id>/     (run-<...> when the SDK had a server besides)
         run-<id>.wandb                      the log
         files/                              files of the run page
+    dryrun-<YYYYMMDD_HHMMSS>-<id>/          the same from before 0.10 (or run-<...>): no log, see remains.py
     latest-run                              a link to one of them; a copy of one where links were followed
     sweep-<id>/config-<run id>.yaml         what a sweep chose for a run
 
@@ -14,14 +15,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlmigrate.errors import NotFound
 from mlmigrate.storage.local import explain
 
 PARTS = ".parts"  # of ours: what is being written
-_RUN = re.compile(r"^(?:offline-)?run-(\d{8}_\d{6})-(.+)$")
+HISTORY, EVENTS = "wandb-history.jsonl", "wandb-events.jsonl"
+_TELLING = (HISTORY, "wandb-metadata.json", "wandb-summary.json", "config.yaml")  # of a run without a log
+_RUN = re.compile(r"^(?:offline-|dry)?run-(\d{8}_\d{6})-(.+)$")
 _LOG = re.compile(r"^run-(.+)\.wandb$")
 _SWEEP = re.compile(r"^sweep-(.+)$")
 _CHOSEN = re.compile(r"^config-(.+)\.yaml$")
@@ -30,17 +33,21 @@ _HEAD = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A log and what lies beside it. `time` is as the folder's name has it; "" when it is not named so."""
+    """A log and what lies beside it. `time` is as the folder's name has it; "" when it is not named so.
+
+    `bare`: there is no log, and `log` is the file that tells most in its stead.
+    """
 
     log: Path
     folder: Path
     id: str
     time: str = ""
+    bare: bool = False
 
     @property
     def files(self) -> Path:
         """The folder of the run's files, which need not be there."""
-        return self.folder / "files"
+        return self.log.parent if self.bare else self.folder / "files"
 
     @property
     def order(self) -> tuple[str, str]:
@@ -86,11 +93,21 @@ def _look(folder: Path, found: Found) -> None:
         logs = [entry for entry in entries if entry.name.endswith(".wandb")]
         found.places += [_place(here, Path(entry.path), found) for entry in logs if _plain(entry, found)]
         if not logs and _RUN.match(here.name):
-            found.odd.append((shown(here), "it has no .wandb file: a run of a W&B before 0.10, or a torn copy"))
+            _bare(here, found)
         sweep = _SWEEP.match(here.name)
         for entry in entries if sweep else ():
             if (run := _CHOSEN.match(entry.name)) and sweep and _plain(entry, found):
                 found.chosen.setdefault(run[1], []).append((sweep[1], Path(entry.path)))
+
+
+def _bare(folder: Path, found: Found) -> None:
+    """A run without a log: what there is of it lies in its folder, or in that of its files."""
+    for below in (folder, folder / "files"):
+        told = next((below / name for name in _TELLING if (below / name).is_file()), None)
+        if told is not None and not below.is_symlink() and not told.is_symlink():
+            found.places.append(replace(_place(folder, told, found), bare=True))
+            return
+    found.odd.append((shown(folder), "it has neither a .wandb file nor anything else that tells of a run"))
 
 
 def _walk(folder: Path, found: Found) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -15,7 +14,8 @@ from mlmigrate.adapters.wandb.datalog.reader import Log
 from mlmigrate.adapters.wandb.datalog.state import Entry, Logged
 from mlmigrate.adapters.wandb.offline import beside, manifests
 from mlmigrate.adapters.wandb.offline.files import CONFIG, CONSOLE, METADATA, SUMMARY, merged, opener, run_files
-from mlmigrate.adapters.wandb.offline.folders import Place
+from mlmigrate.adapters.wandb.offline.folders import EVENTS, HISTORY, Place
+from mlmigrate.adapters.wandb.offline.remains import Remains
 from mlmigrate.adapters.wandb.offline.stores import Stores
 from mlmigrate.adapters.wandb.shape import Block, File, Version, WandbRun
 from mlmigrate.model import Loss
@@ -27,10 +27,15 @@ _ITSELF = frozenset([CONFIG, SUMMARY, METADATA, CONSOLE])  # files that the SDK 
 _OF_LOG = ("user", "host", "program", "args", "git_remote", "git_commit")
 
 
-def told(place: Place, log: Log, losses: list[Loss]) -> WandbRun:
+def log_of(place: Place) -> Log | Remains:
+    """What tells of the run. Raises OSError."""
+    return Remains(place) if place.bare else Log(place.log)
+
+
+def told(place: Place, log: Log | Remains, losses: list[Loss]) -> WandbRun:
     """What a log tells, and where it is silent, what lies beside it. No files yet."""
     run = replace(log.run, id=place.id) if "run" not in log.counts else log.run
-    files, _ = run_files(place.files)
+    files, _ = _files_of(place)
     parsed = _Beside(run.id, files, losses)
     config = {} if run.config else parsed.of(CONFIG, beside.config)
     internal = config.pop("_wandb", {})
@@ -41,10 +46,11 @@ def told(place: Place, log: Log, losses: list[Loss]) -> WandbRun:
         internal=run.internal or (internal if isinstance(internal, dict) else {}),
         summary=run.summary or parsed.of(SUMMARY, beside.mapping),
         metadata=metadata,
-        started=run.started if run.started is not None else _time(metadata.get("startedAt")),
+        started=run.started if run.started is not None else beside.millis(metadata.get("startedAt")),
     )
     said = _said(metadata)
-    return replace(run, **{name: said[name] for name in _OF_LOG if name in said and not getattr(run, name)})
+    run = replace(run, **{name: said[name] for name in _OF_LOG if name in said and not getattr(run, name)})
+    return log.completed(run) if isinstance(log, Remains) else run
 
 
 def joined(first: WandbRun, then: WandbRun) -> WandbRun:
@@ -71,13 +77,13 @@ class OfflineRun:
     """A run as shape.Opened has it."""
 
     def __init__(self, places: Sequence[Place], stores: Stores, sweep: str = "") -> None:
-        self._logs = logs = [Log(place.log) for place in places]
+        self._logs = logs = [log_of(place) for place in places]
         self._stores = stores
         self._passed: set[Loss] = set()
         self.losses: list[Loss] = []
         pairs = list(zip(places, logs, strict=True))
         run = reduce(joined, [told(place, log, self.losses) for place, log in pairs])
-        files, left = merged([run_files(place.files) for place in places])
+        files, left = merged([_files_of(place) for place in places])
         self.losses += [Loss(run.id, f"file {name!r}", because) for name, because in left]
         logged = tuple(self._filled(run, one) for log in logs for one in log.artifacts if not one.used)
         self.run = replace(run, files=(*_with_console(pairs, files), *self._gone(files)), logged=logged, sweep=sweep)
@@ -135,9 +141,15 @@ class OfflineRun:
                 yield File(path, gone="the log names it, and it is not in the run's folder")
 
 
-def _with_console(pairs: Sequence[tuple[Place, Log]], files: list[File]) -> list[File]:
+def _files_of(place: Place) -> tuple[list[File], list[tuple[str, str]]]:
+    """The files of the run's page; without a log, what stands in its stead is none of them."""
+    files, left = run_files(place.files)
+    return [file for file in files if not place.bare or file.path not in (HISTORY, EVENTS)], left
+
+
+def _with_console(pairs: Sequence[tuple[Place, Log | Remains]], files: list[File]) -> list[File]:
     """The files, with an output.log where there is none or there are several: what the logs have of the console."""
-    lying = [next((one for one in run_files(place.files)[0] if one.path == CONSOLE), None) for place, _ in pairs]
+    lying = [next((one for one in _files_of(place)[0] if one.path == CONSOLE), None) for place, _ in pairs]
     if len(pairs) == 1 and lying[0] is not None:
         return files
     parts: list[Callable[[], Iterable[bytes]]] = []
@@ -226,17 +238,6 @@ def _said(metadata: Mapping[str, Any]) -> dict[str, Any]:
     args = metadata.get("args")
     found: dict[str, Any] = {name: text for name, text in texts.items() if isinstance(text, str) and text}
     return found | ({"args": tuple(map(str, args))} if isinstance(args, list) and args else {})
-
-
-def _time(text: object) -> int | None:
-    """Milliseconds of a time as the SDK writes it: UTC, whether it says so or not."""
-    try:
-        at = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-    if at is None:
-        return None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _named(metric: Mapping[str, Any]) -> tuple[str, str]:

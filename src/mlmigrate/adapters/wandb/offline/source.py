@@ -16,10 +16,10 @@ from pathlib import Path
 
 from mlmigrate.adapters.base import Context, Packing, Reading
 from mlmigrate.adapters.wandb.catalogue import Catalogue, Where, stamp_of
-from mlmigrate.adapters.wandb.datalog.reader import Log, named
+from mlmigrate.adapters.wandb.datalog.reader import named
 from mlmigrate.adapters.wandb.offline.files import signature
 from mlmigrate.adapters.wandb.offline.folders import Found, Place, copies, find, shown
-from mlmigrate.adapters.wandb.offline.opened import OfflineRun, joined, told
+from mlmigrate.adapters.wandb.offline.opened import OfflineRun, joined, log_of, told
 from mlmigrate.adapters.wandb.offline.stores import Stores
 from mlmigrate.adapters.wandb.options import Options, options
 from mlmigrate.adapters.wandb.reading import WandbReading
@@ -121,7 +121,7 @@ class OfflineSource:
 
     def _head(self, place: Place) -> _Head | None:
         try:
-            log = Log(place.log)
+            log = log_of(place)
             run = told(place, log, [])
         except OSError as error:
             self._odd.append(Loss("", shown(place.log), f"it cannot be read: {error.strerror}"))
@@ -174,7 +174,7 @@ def _by_id(places: Sequence[Place]) -> Iterator[list[Place]]:
 def _id(place: Place) -> str:
     """A log may be called otherwise than its run."""
     try:
-        return named(place.log) or place.id
+        return (not place.bare and named(place.log)) or place.id
     except OSError:
         return place.id
 
