@@ -138,12 +138,12 @@ def test_a_copy_of_a_log_under_another_name_is_no_second_run(tmp_path):
 
 
 def test_a_log_that_may_not_be_read_is_told(tmp_path, monkeypatch):
-    def denied(path):
-        if path.name == "run-two.wandb":
+    def denied(place):
+        if place.id == "two":
             raise PermissionError(13, "Permission denied")
-        return Log(path)
+        return Log(place.log)
 
-    monkeypatch.setattr(source, "Log", denied)
+    monkeypatch.setattr(source, "log_of", denied)
     a_run(tmp_path, "one", *ROWS, rawlog.exit_())
     a_run(tmp_path, "two", *ROWS, rawlog.exit_())
     runs, losses = whole(tmp_path)
