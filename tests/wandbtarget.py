@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 import uuid
 from collections.abc import Mapping
 from functools import partial
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import stamina
+from click.testing import CliRunner
 
 from mlmigrate.adapters.base import Settings
 from mlmigrate.adapters.memory import Held, Memory, install
 from mlmigrate.address import parse
+from mlmigrate.cli import cli
+from mlmigrate.errors import MigrateError
 from mlmigrate.events import Silent
 from mlmigrate.ledger import Ledger
 from mlmigrate.survey import Job
@@ -82,3 +86,14 @@ def essence(state: Mapping[str, Any]) -> dict[str, Any]:
         for path, one in state["artifacts"].items()
     }
     return {"runs": runs, "artifacts": artifacts}
+
+
+def command(*words: object) -> tuple[int, str]:
+    """The exit code of `mlmigrate WORDS`, done in this process, and all that it said."""
+    done = CliRunner().invoke(cli, [str(word) for word in words], standalone_mode=False)
+    error = done.exception
+    if error is None:
+        return int(done.return_value or 0), done.output
+    if isinstance(error, MigrateError):
+        return error.exit_code, f"{done.output}{error.message}\n{error.hint}"
+    return 1, f"{done.output}{''.join(traceback.format_exception(error))}"

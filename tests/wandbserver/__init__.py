@@ -122,6 +122,15 @@ class Server:
         """Sets whether steps must increase, pages tell exported lines too, and the features the server says it has."""
         self._ask("switch", strict_steps=strict_steps, whole_pages=whole_pages, features=features)
 
+    def less(self, plain: int = 0, older: bool = False, nulls: Sequence[str] = ()) -> None:
+        """From now on, also after a reset, it is less able: see lesser.py. Without anything: as able as ever.
+
+        plain  requests that ask for several things are refused with this status (200: as GraphQL's errors are told)
+        older  what the SDK asks for only where a server has it is missing, and all features are off
+        nulls  fields ("Run.user") that are told as null
+        """
+        self._ask("less", plain=plain, older=older, nulls=list(nulls))
+
     def report(self, project: str, title: str, spec: Any, description: str = "", entity: str = ENTITY) -> None:
         """Puts a report into a project."""
         given = {"entity": entity, "project": project, "title": title, "description": description}
@@ -142,8 +151,8 @@ class Server:
 
 
 @contextmanager
-def running(latency: float = 0.0, key: str = KEY) -> Iterator[Server]:
-    """A server in a process of its own, on a free port. Its own mistakes end the test."""
+def running(latency: float = 0.0, key: str = KEY, plain: int = 0, older: bool = False) -> Iterator[Server]:
+    """A server in a process of its own, on a free port; `plain`, `older`: see less(). Its own mistakes end the test."""
     command: Sequence[str] = [sys.executable, "-m", __name__, key, str(latency)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -151,6 +160,8 @@ def running(latency: float = 0.0, key: str = KEY) -> Iterator[Server]:
             assert process.stdout is not None
             server = Server(int(process.stdout.readline()))
             server.key = key
+            if plain or older:
+                server.less(plain, older)
             yield server
             assert server.bugs() == []
         finally:

@@ -14,6 +14,7 @@ import msgspec
 
 from . import histories, stream
 from .graph import Graph
+from .lesser import Lesser
 from .nodes import World
 from .state import told
 from .store import Refused, Store, View, now
@@ -53,6 +54,7 @@ class App:
     def __init__(self, key: str, latency: float) -> None:
         self.key, self.base, self.storage_base = key, "", ""
         self.delay = latency
+        self.lesser = Lesser()
         self.clear()
 
     def clear(self) -> None:
@@ -60,10 +62,14 @@ class App:
         self.store = Store()
         self.uploads = Uploads(self.store)
         self.uploads.base, self.uploads.server = self.storage_base, self.base
-        self.graph = Graph(World(self.store, self.uploads))
+        self.graph = self._graph()
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.texts: dict[str, None] = {}
+
+    def _graph(self) -> Graph:
+        self.store.features = dict.fromkeys(self.store.features, not self.lesser.older)
+        return Graph(World(self.store, self.uploads), self.lesser)
 
     def answer(self, request: Request) -> Reply:
         """The reply, and a line in the log."""
@@ -264,6 +270,15 @@ class App:
             if given.get(name) is not None:
                 setattr(self.store, name, given[name])
         self.store.features |= given.get("features", {})
+        return Reply(200, b"null")
+
+    def control_less(self, given: dict[str, Any]) -> Reply:
+        self.lesser = Lesser(given["plain"], given["older"], frozenset(given["nulls"]))
+        if given["older"] == self.graph.lesser.older:
+            self.graph.lesser = self.lesser
+        else:
+            bugs, self.graph = self.graph.bugs, self._graph()
+            self.graph.bugs = bugs
         return Reply(200, b"null")
 
     def control_report(self, given: dict[str, Any]) -> Reply:

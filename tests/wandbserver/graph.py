@@ -20,6 +20,7 @@ from graphql import (
 )
 from graphql.language import FieldNode
 
+from .lesser import Lesser, older
 from .mutations import RUNS
 from .nodes import (
     ArtifactNode,
@@ -60,9 +61,10 @@ def schema() -> GraphQLSchema:
 class Graph:
     """Answers GraphQL requests of one server."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, lesser: Lesser) -> None:
         self.world = world
-        self.schema = schema()
+        self.lesser = lesser
+        self.schema = older(schema()) if lesser.older else schema()
         self.operations: dict[str, Operation] = {}
         self.bugs: list[str] = []
 
@@ -85,10 +87,18 @@ class Graph:
 
     def answer(self, operation: Operation, variables: dict[str, Any], name: str | None) -> tuple[int, dict[str, Any]]:
         """The HTTP status and the JSON of the answer."""
+        if refusal := self.lesser.refusal(operation.document):
+            return self.lesser.plain, {"errors": [{"message": refusal}], "data": None}
         if operation.errors or operation.document is None:
             return 400, {"errors": [{"message": error.message} for error in operation.errors]}
         result = execute_sync(
-            self.schema, operation.document, Root(self.world), None, variables, name or None, field_resolver=_resolve
+            self.schema,
+            operation.document,
+            Root(self.world),
+            None,
+            variables,
+            name or None,
+            field_resolver=self._resolve,
         )
         if not result.errors:
             return 200, {"data": result.data}
@@ -105,11 +115,12 @@ class Graph:
         sys.stderr.write(self.bugs[-1])
         return 500
 
-
-def _resolve(source: Any, info: Any, **given: Any) -> Any:
-    """As GraphQL's own, but a name that is missing is a mistake, not null."""
-    value = source.get(info.field_name) if isinstance(source, dict) else getattr(source, info.field_name)
-    return value(info, **given) if callable(value) else value
+    def _resolve(self, source: Any, info: Any, **given: Any) -> Any:
+        """As GraphQL's own, but a name that is missing is a mistake, not null."""
+        value = source.get(info.field_name) if isinstance(source, dict) else getattr(source, info.field_name)
+        found = value(info, **given) if callable(value) else value
+        kind = info.parent_type
+        return found if self.lesser.told((kind.name, *(one.name for one in kind.interfaces)), info.field_name) else None
 
 
 class Root:

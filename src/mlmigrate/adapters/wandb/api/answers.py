@@ -13,6 +13,7 @@ from mlmigrate.errors import Conflict, MigrateError, NotFound, Refused, Unavaila
 from mlmigrate.storage.throttle import until
 
 A_PAGE = "an HTML page"
+SHOWN = 400  # letters of a reason
 _AWAY = frozenset((408, 425, 429, 500, 502, 503, 504))
 _BURNT = re.compile(r"previously created and deleted|already exists|duplicate", re.IGNORECASE)
 _AGAIN = re.compile(r"rate.?limit|too many requests|try again|timed? ?out|temporar|overload|deadlock", re.IGNORECASE)
@@ -39,17 +40,17 @@ class Asked:
 
 def explained(asked: Asked, status: int, text: str, headers: Mapping[str, str]) -> MigrateError:  # noqa: PLR0911  # a table
     """Our error. GraphQL tells most of its errors with status 200, so the words count."""
-    line = " ".join(text.split())[:400]
+    line = " ".join(text.split())
     to = f"{asked.where} ({asked.name})"
-    because = f": {line}" if line else ""
+    because = f": {_short(line)}" if line else ""
     if status == 401:  # noqa: PLR2004
         return Refused(f"{asked.where} does not take the API key (401){because}", asked.told)
+    if status < 500 and _UNKNOWN.search(line):  # noqa: PLR2004  # first, for it may show what was sent, in any words
+        return Unsupported(f"{to} does not know what it is asked for{because}")
     if status == 409 or (status < 500 and _BURNT.search(line)):  # noqa: PLR2004
         return Conflict(f"{to} has it already, or had it{because}")
     if status in _AWAY or _AGAIN.search(line):
         return Unavailable(f"{to} answered {status}{because}", after=after(headers))
-    if _UNKNOWN.search(line):
-        return Unsupported(f"{to} does not know what it is asked for{because}")
     if status == 404 or _MISSING.search(line):  # noqa: PLR2004
         return NotFound(f"{to} has no such thing{because}")
     if status == 403 or _DENIED.search(line):  # noqa: PLR2004
@@ -57,6 +58,11 @@ def explained(asked: Asked, status: int, text: str, headers: Mapping[str, str]) 
     if 300 <= status < 400:  # noqa: PLR2004  # HTTP's redirects
         return MigrateError(f"{to} answered {status}: it is elsewhere.", "Give the address where it is")
     return MigrateError(f"{to} refused a request ({status}){because}")
+
+
+def _short(line: str) -> str:
+    """Its beginning and its end: in between servers show what they were sent."""
+    return line if len(line) <= SHOWN else f"{line[: SHOWN // 2]} ... {line[-SHOWN // 2 :]}"
 
 
 def said(body: bytes | Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote, urljoin
 
 import msgspec
@@ -42,11 +42,13 @@ PATIENCE = 8  # times that the server says it is too busy, before that is an err
 LONGEST_WAIT = 300.0  # seconds
 NAP = 0.25
 HOPS = 5
+ENOUGH = 2  # refusals of several things in one request, one after another, until that is tried no more
 BUSY = 429
 _REDIRECTS = (301, 302, 303, 307, 308)
 _OURS = frozenset(("authorization", "cookie", "host", "connection", "transfer-encoding", "content-length", "expect",
                    "proxy-authorization", "te", "trailer", "upgrade"))  # fmt: skip
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Client:
         self._timeout = urllib3.Timeout(connect=CONNECT, read=read)
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
+        self._refusals = 0
         server = spoken(self.base_url + "/")
         if server is None:
             raise NotFound("The address of the W&B server cannot be understood.")
@@ -125,6 +128,24 @@ class Client:
         if repeat:
             return self.again.do(name, self._graphql, name, sent)
         return self._graphql(name, sent)
+
+    def together(self, several: Callable[[], T], singly: Callable[[], T]) -> T:
+        """Several things asked for in one request, or, where the server does not take that, each in its own.
+
+        A refusal may mean one of the things as well: asked for singly, it says so itself.
+        """
+        if self._refusals >= ENOUGH:
+            return singly()
+        try:
+            found = several()
+        except Unavailable:
+            raise
+        except MigrateError:
+            found = singly()
+            self._refusals += 1
+        else:
+            self._refusals = 0
+        return found
 
     def stream(self, entity: str, project: str, run: str, body: Mapping[str, Any]) -> Json:
         """One file_stream request, whatever comes of it."""

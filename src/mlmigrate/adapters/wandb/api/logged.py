@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlmigrate.adapters.wandb import digests
+from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.stream import Where
 from mlmigrate.adapters.wandb.api.uploads import Bytes, base64_of, measured, of_data, part_of, put, send
@@ -45,16 +46,18 @@ PART = 100 << 20
 PARTS = 10_000
 COMMITS = 3
 VERSIONS_PER_PAGE = 200
+HOME, TAGS = "the home of an artifact that is used", "tags of versions"  # what servers of some age do not know
 _NUMBER = re.compile(r"v\d+")  # aliases that W&B gives itself
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A version on the server."""
+    """A version on the server. `untagged`: the server has no tags for versions."""
 
     id: str
     name: str
     digest: str
+    untagged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class Artifacts:
     multipart: int = MULTIPART
     part: int = PART
     made: dict[tuple[str, str, str], str] = field(default_factory=dict)  # project, collection, digest -> id
+    lacks: set[str] = field(default_factory=set)  # what this server turned out not to know
     _turns: dict[tuple[str, str], threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -125,14 +129,25 @@ class Artifacts:
                 self._commit(given, artifact["id"])
             self._settle_aliases(given, artifact["id"])
         self.made[given.where.project, given.version.name, digest] = artifact["id"]
-        return Made(artifact["id"], given.version.name, digest)
+        return Made(artifact["id"], given.version.name, digest, bool(given.version.tags) and TAGS in self.lacks)
 
     def use(self, where: Where, artifact: str) -> None:
         """The run has read this version."""
         there = {"entityName": where.entity, "projectName": where.project}
         given = {**there, "runName": where.id, "artifactID": artifact}
-        given |= {"artifactEntityName": where.entity, "artifactProjectName": where.project}
-        self.client.graphql(USE_ARTIFACT, {"input": given})
+        home = {"artifactEntityName": where.entity, "artifactProjectName": where.project}
+        self._ask(USE_ARTIFACT, given, HOME, home)
+
+    def _ask(self, operation: str, given: Mapping[str, Any], name: str, newer: Mapping[str, Any]) -> dict[str, Any]:
+        """Asks with what only newer servers know; without it where this one does not."""
+        if newer and name not in self.lacks:
+            try:
+                return self.client.graphql(operation, {"input": {**given, **newer}})
+            except Unsupported:
+                found = self.client.graphql(operation, {"input": given})
+                self.lacks.add(name)
+                return found
+        return self.client.graphql(operation, {"input": given})
 
     def link(self, where: Where, artifact: str, collection: str, aliases: Sequence[str]) -> None:
         """The version is one of this collection of another kind (a registered model)."""
@@ -191,9 +206,8 @@ class Artifacts:
             "clientID": id_,
             "sequenceClientID": sequence,
         }
-        if version.tags:
-            sent["tags"] = [{"tagName": tag} for tag in version.tags]
-        made = self.client.graphql(CREATE_ARTIFACT, {"input": sent})["createArtifact"]["artifact"]
+        tags = {"tags": [{"tagName": tag} for tag in version.tags]} if version.tags else {}
+        made = self._ask(CREATE_ARTIFACT, sent, TAGS, tags)["createArtifact"]["artifact"]
         if made["state"] not in ("COMMITTED", "PENDING", "DELETED"):
             raise MigrateError(f"W&B says that {given.shown} is {made['state']!r}, which we do not know.")
         return dict(made)

@@ -214,11 +214,24 @@ def console_opener(client: Client, where: Where) -> Opener:
 
 
 def _lines(client: Client, where: Where) -> Iterator[str]:
-    cursor: str | None = None
-    named = {"entity": where.entity, "project": where.project, "runName": where.run, "first": LINES}
+    """All lines, by pages; a server that has no pages of them is asked for as many as it says there are."""
+    named = {"entity": where.entity, "project": where.project, "runName": where.run}
+    try:
+        page = _console_page(client, where, operations.CONSOLE, {**named, "first": LINES, "after": None})
+    except Unsupported:
+        told = _look(client, where, ["lines"], {**named, "name": where.run})
+        last = whole(told.get("logLineCount")) or 1 << 30
+        page = _console_page(client, where, operations.CONSOLE_TAIL, {**named, "last": last})
     while True:
-        page = run_of(client.graphql(operations.CONSOLE, {**named, "after": cursor}), where).get("logLines") or {}
         yield from (str(node.get("line") or "").rstrip("\n") for node in nodes(page))
         cursor = next_page(page)
         if cursor is None:
             return
+        page = _console_page(client, where, operations.CONSOLE, {**named, "first": LINES, "after": cursor})
+
+
+def _console_page(client: Client, where: Where, operation: str, variables: Json) -> Json:
+    page = run_of(client.graphql(operation, variables), where).get("logLines")
+    if not isinstance(page, dict):
+        raise NotFound(f"{client.base_url} tells no console lines of the run {where.run}.")
+    return page

@@ -126,6 +126,18 @@ query RunConsoleLogPage($entity: String!, $project: String!, $runName: String!, 
 }}
 """
 
+# the same lines of servers that have no such pages
+CONSOLE_TAIL = """
+query RunConsoleLogTail($entity: String!, $project: String!, $runName: String!, $last: Int!) {
+  project(name: $project, entityName: $entity) {
+    run(name: $runName) {
+      logLineCount
+      logLines(last: $last) { edges { node { number line } } }
+    }
+  }
+}
+"""
+
 _ARTIFACT = """
 fragment ArtifactFragment on Artifact {
   id

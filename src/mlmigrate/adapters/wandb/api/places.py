@@ -21,7 +21,7 @@ from mlmigrate.adapters.wandb.api.writes import UPSERT_RUN, UPSERT_RUN_WITH_FILE
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config, of_config
 from mlmigrate.adapters.wandb.shape import Sheet, WandbRun
 from mlmigrate.adapters.wandb.writing import regenerated
-from mlmigrate.errors import Conflict, MigrateError, Refused, Unavailable
+from mlmigrate.errors import Conflict, MigrateError
 from mlmigrate.model import PARENT_TAG, Loss
 
 GENERATIONS = 20  # tried, before that is an error
@@ -125,14 +125,12 @@ class Places:
 
     def _made(self, given: Mapping[str, Any], files: Sequence[Bytes]) -> dict[str, Any]:
         """The run, and where its files may be put: in one request where the server likes that."""
-        if 0 < len(files) <= FILES_PER_CALL:
-            try:
-                return self.client.graphql(UPSERT_RUN_WITH_FILES, {**given, "files": [file.path for file in files]})
-            except (Conflict, Unavailable, Refused):
-                raise
-            except MigrateError:
-                pass  # it may take one at a time, or not know the run's files yet; else the next says why
-        return self.client.graphql(UPSERT_RUN, given)
+        if not 0 < len(files) <= FILES_PER_CALL:
+            return self.client.graphql(UPSERT_RUN, given)
+        both = {**given, "files": [file.path for file in files]}
+        return self.client.together(
+            lambda: self.client.graphql(UPSERT_RUN_WITH_FILES, both), lambda: self.client.graphql(UPSERT_RUN, given)
+        )
 
     def _spoils(self, sheet: Sheet, where: Where, there: Counts) -> bool:
         """Whether the lines that are there are not the beginning of ours."""

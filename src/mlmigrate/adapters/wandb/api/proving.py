@@ -19,7 +19,7 @@ from mlmigrate.adapters.wandb.api.logged import Made
 from mlmigrate.adapters.wandb.api.stream import Where, history_lines
 from mlmigrate.adapters.wandb.api.writes import HISTORY_PAGE, INPUT_ARTIFACTS, OUTPUT_ARTIFACTS, RUN_FILES, look_at
 from mlmigrate.adapters.wandb.shape import Block, Sheet
-from mlmigrate.errors import Damaged, MigrateError, Unavailable
+from mlmigrate.errors import Damaged, MigrateError, Refused, Unavailable
 
 ROWS_PER_PAGE = 10_000
 LEAST_ROWS = 500  # a page that comes back too short is asked for in halves, for the server may sample; down to this
@@ -28,6 +28,7 @@ FILES_PER_LOOK = 100  # of one run among others; more are asked for on their own
 ARTIFACTS_PER_PAGE = 200
 EVENTS_READ = 2000  # up to so many system metrics are compared one by one: the server samples more of them
 TOO_MANY = "there are too many lines"  # how a difference begins that no waiting mends
+UNTOLD = "W&B does not tell of it"
 SHOWN = 5  # differences in a message
 FIRST_WAIT, LONGEST_WAIT = 0.05, 3.0
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -81,28 +82,45 @@ class Proof:
             wait = min(2 * wait, LONGEST_WAIT)
 
     def _differences(self, written: Sequence[Written]) -> Iterator[tuple[Written, list[str]]]:
+        """What differs of each; where the server does not tell of one, that is a difference of its own."""
         for one, seen in zip(written, self._look(written), strict=True):
-            if seen is None:
-                yield one, ["the run itself is missing"]
-                continue
-            found = told(one, seen) + history(one, seen) + events(one, seen) + self._files(one, seen)
-            if not found:
-                found = self._artifacts(one) + self._rows(one, seen)
-            yield one, found
+            try:
+                yield one, self._differ(one, seen)
+            except (Unavailable, Refused):
+                raise
+            except MigrateError as error:
+                yield one, [f"{UNTOLD}: {error.message}"]
 
-    def _look(self, written: Sequence[Written]) -> list[dict[str, Any] | None]:
+    def _differ(self, one: Written, seen: Row | MigrateError | None) -> list[str]:
+        if isinstance(seen, MigrateError):
+            raise seen
+        if seen is None:
+            return ["the run itself is missing"]
+        found = told(one, seen) + history(one, seen) + events(one, seen) + self._files(one, seen)
+        return found or self._artifacts(one) + self._rows(one, seen)
+
+    def _look(self, written: Sequence[Written]) -> Sequence[Row | MigrateError | None]:
+        if len(written) == 1:
+            return self._look_at_each(written)
+        return self.client.together(lambda: self._look_at(written), lambda: self._look_at_each(written))
+
+    def _look_at_each(self, written: Sequence[Written]) -> Sequence[Row | MigrateError | None]:
+        seen: list[Row | MigrateError | None] = []
+        for one in written:
+            try:
+                seen += self._look_at([one])
+            except (Unavailable, Refused):
+                raise
+            except MigrateError as error:
+                seen.append(error)
+        return seen
+
+    def _look_at(self, written: Sequence[Written]) -> Sequence[Row | None]:
         where = written[0].where
         variables: dict[str, Any] = {"entity": where.entity, "project": where.project}
         for n, one in enumerate(written):
             variables |= {f"{name}{n}": value for name, value in _asked(one).items()}
-        try:
-            project = self.client.graphql(look_at(len(written)), variables)["project"] or {}
-        except Unavailable:
-            raise
-        except MigrateError:
-            if len(written) == 1:
-                raise
-            return [self._look([one])[0] for one in written]  # one of them is to blame
+        project = self.client.graphql(look_at(len(written)), variables).get("project") or {}
         return [project.get(f"r{n}") for n in range(len(written))]
 
     def _files(self, one: Written, seen: Row) -> list[str]:
@@ -370,8 +388,8 @@ def _nodes(connection: object) -> list[dict[str, Any]]:
 
 
 def _final(differences: Sequence[str]) -> bool:
-    """Waiting mends nothing: more is there than was sent."""
-    return any(one.startswith(TOO_MANY) for one in differences)
+    """Waiting mends nothing: more is there than was sent, or the server refuses to tell."""
+    return any(one.startswith((TOO_MANY, UNTOLD)) for one in differences)
 
 
 def _error(one: Written, differences: Sequence[str]) -> MigrateError:

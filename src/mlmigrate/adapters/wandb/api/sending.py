@@ -156,7 +156,11 @@ class Sending:
 
     def _log(self, where: Where, versions: Iterable[Version]) -> Iterator[Made]:
         for version in versions:
-            yield self.artifacts.log(draft(where, where.id, version))
+            made = self.artifacts.log(draft(where, where.id, version))
+            if made.untagged:
+                shown = f"tags {', '.join(version.tags)} of the artifact {version.name}"
+                self.losses.append(Loss(where.id, shown, "this W&B server has none for artifacts"))
+            yield made
 
     def _stream_history(self, stream: Stream, sheet: Sheet, start: int) -> tuple[list[bytes] | None, tuple[int, int]]:
         """Sends the rows from `start` on; keeps the lines where they are few, and says the steps from, to."""
@@ -215,7 +219,7 @@ class Sending:
         if len(sent) == 1:
             self._stamp_one(sent[0])
         else:
-            self._stamp_all(sent)
+            self.client.together(lambda: self._stamp_all(sent), lambda: self._stamp_each(sent))
         for one in sent:
             self.losses += self.generations.drop_spoiled(one.written.sheet.origin)
 
@@ -223,16 +227,13 @@ class Sending:
         variables: dict[str, Any] = {}
         for n, one in enumerate(sent):
             variables |= {f"i{n}": one.begun.bucket, f"c{n}": _stamped_config(one)}
-        try:
-            answer = self.client.graphql(stamp_all(len(sent)), variables)
-        except Unavailable:
-            raise
-        except MigrateError:  # one of them is to blame, or the server takes one at a time
-            for one in sent:
-                self._stamp_one(one)
-            return
+        answer = self.client.graphql(stamp_all(len(sent)), variables)
         for n, one in enumerate(sent):
             self._check(one, answer.get(f"u{n}"))
+
+    def _stamp_each(self, sent: Sequence[Sent]) -> None:
+        for one in sent:
+            self._stamp_one(one)
 
     def _stamp_one(self, sent: Sent) -> None:
         answer = self.client.graphql(STAMP_RUN, {"id": sent.begun.bucket, "config": _stamped_config(sent)})

@@ -18,6 +18,7 @@ from mlmigrate.adapters.wandb.address import Spot, spot
 from mlmigrate.adapters.wandb.api import owners
 from mlmigrate.adapters.wandb.api.client import Client, connect
 from mlmigrate.adapters.wandb.api.logged import Artifacts
+from mlmigrate.adapters.wandb.api.operations import VIEWER
 from mlmigrate.adapters.wandb.api.proving import Proof
 from mlmigrate.adapters.wandb.api.sending import Sending
 from mlmigrate.adapters.wandb.api.there import Existing, There
@@ -55,15 +56,14 @@ def _seconds(text: str) -> float:
 
 def _entity(client: Client, where: Spot) -> str:
     """The entity that is meant, which the key can see."""
-    viewer = client.graphql(ENTITY, {"name": where.entity})
     if where.entity:
-        if not viewer.get("entity"):
+        if not client.graphql(ENTITY, {"name": where.entity}).get("entity"):
             raise NotFound(
                 f"{where.base_url} has no entity {where.entity!r} that this key can see.",
                 "An entity is a team or a user; see the settings of your account",
             )
         return where.entity
-    own = (viewer.get("viewer") or {}).get("entity")
+    own = (client.graphql(VIEWER).get("viewer") or {}).get("entity")
     if not own:
         raise NotFound(f"{where.base_url} tells no entity of this key.", "Write it: wandb:entity")
     return str(own)

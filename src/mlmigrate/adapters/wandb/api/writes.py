@@ -120,7 +120,6 @@ query GetProjects($entity: String, $cursor: String, $perPage: Int = 50) {
 
 ENTITY = """
 query GetTeamEntity($name: String) {
-  viewer { id entity }
   entity(name: $name) { id name }
 }
 """
