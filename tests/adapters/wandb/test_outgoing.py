@@ -265,6 +265,7 @@ def test_a_config_of_more_than_10_megabytes_is_refused_with_what_to_do():
 def test_times_beyond_all_calendars_are_carried_and_not_shown():
     run = make("x", start=2**62, end=2**62 + 1)
     found = written(run)
+    assert (found.started, found.ended, found.runtime) == (None, None, 0.001)
     assert "startedAt" not in found.metadata
     assert_equal(read(found), run)
 

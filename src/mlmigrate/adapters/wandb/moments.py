@@ -1,7 +1,8 @@
 """Times and steps as W&B's rows hold them, and exactly back: whole columns at once.
 
 A time is float64 seconds there, and milliseconds with microseconds here; a step of ours may be a decimal number.
-What a float64 cannot give back is told as text beside it: "<ms>" or "<ms>+<micro>", of steps the same.
+What a float64 cannot give back is told as text beside it: "<ms>" or "<ms>+<micro>", of steps the same; "none" where
+something else had to stand in its place.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ Bits = npt.NDArray[np.bool_]
 NO_MICRO = -(2**31) + 1  # in columns of micros: there are none
 NOTHING = -(2**31)  # in columns of micros: there is no time (or step) at all, the whole is WHOLE_OF_NOTHING
 WHOLE_OF_NOTHING = -(2**63)
+EARLIEST, LATEST = -62_135_596_800, 253_402_300_800  # seconds: from year 1 to 9999, as far as protobuf and ISO tell
 _MICRO = 1_000_000
 _HONEST = 2.0**33  # seconds: float64 tells two microseconds apart until then
 _LARGEST = 2.0**63
+_NONE = "none"
 _TEXT = re.compile(r"(-?\d{1,19})([+-]\d{1,10})?", re.ASCII)
 
 
@@ -46,6 +49,11 @@ def moments(time: F64) -> tuple[Ints, Ints]:
     return _marked(ms, micro, known)
 
 
+def in_calendar(time: F64) -> Bits:
+    """Which seconds a calendar has; NaN is not among them."""
+    return (time >= EARLIEST) & (time < LATEST)
+
+
 def numbers(step: Ints, micro: Ints) -> F64:
     """Steps and their millionths as one decimal number; NaN for NOTHING."""
     parts = step + np.where(micro > NO_MICRO, micro, 0) / 1e6
@@ -63,13 +71,22 @@ def steps(number: F64) -> tuple[Ints, Ints]:
     return _marked(step, np.where(micro != 0, micro, NO_MICRO), known)
 
 
+def dated(ms: int | None) -> int | None:
+    """The time, if it is in a calendar: trackers hold nanoseconds that somebody took for milliseconds."""
+    return ms if ms is not None and EARLIEST * 1000 <= ms < LATEST * 1000 else None
+
+
 def text(whole: int, micro: int) -> str:
     """What no float64 gives back, in full."""
+    if micro == NOTHING:
+        return _NONE
     return str(whole) if micro == NO_MICRO else f"{whole}{micro:+d}"
 
 
 def parsed(text: str) -> tuple[int, int] | None:
     """The whole and the micro of such a text; None when it is something else."""
+    if text == _NONE:
+        return WHOLE_OF_NOTHING, NOTHING
     found = _TEXT.fullmatch(text)
     if found is None:
         return None

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from mlmigrate.adapters.wandb import names
+from mlmigrate.adapters.wandb import moments, names
 from mlmigrate.adapters.wandb.blocks import neutral
 from mlmigrate.adapters.wandb.limits import CONFIG, OWN_KEYS
 from mlmigrate.adapters.wandb.natives import DEEPEST, params_of
@@ -134,8 +134,8 @@ def outgoing(run: Run, home: Home, options: Options, facts: Facts, goods: Goods,
         args=native.args if native is not None else (),
         git_remote=shown(run.tags.get("mlflow.source.git.repoURL", "")),
         git_commit=shown(run.tags.get("mlflow.source.git.commit") or run.system.get("source_version", "")),
-        started=run.start,
-        ended=run.end,
+        started=moments.dated(run.start),
+        ended=moments.dated(run.end),
         runtime=_seconds(run.start, run.end),
         config=config | view | {KEY: as_config(provenance)},
         files=goods.files,
@@ -407,8 +407,8 @@ def _environment(found: WandbRun) -> dict[str, Any]:
 
 
 def _iso(ms: int | None) -> str:
-    """As W&B writes times; "" for none, and for one of no year that has four digits."""
-    if ms is None or not -62_135_596_800_000 <= ms < 253_402_300_800_000:  # noqa: PLR2004  years 1 to 9999
+    """As W&B writes times; "" for none."""
+    if ms is None:
         return ""
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms % 1000:03d}000Z"
 

@@ -24,7 +24,8 @@ from typing import Any, Literal
 import msgspec
 
 KEY = "mlmigrate"  # of the config
-STEP, TIME = "mlflow/step", "mlflow/time"  # columns of rows: a point's own step; its time in ms where seconds lose it
+# Columns of rows: a point's own step; its time, as moments.text, where W&B's seconds are not it.
+STEP, TIME = "mlflow/step", "mlflow/time"
 DATASET_NAME, DATASET_DIGEST, MODEL = "mlflow/dataset_name", "mlflow/dataset_digest", "mlflow/model"
 OWN_COLUMNS = (STEP, TIME, DATASET_NAME, DATASET_DIGEST, MODEL)
 SYSTEM = "system/"  # metric keys that begin so are system metrics

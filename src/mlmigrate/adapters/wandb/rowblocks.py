@@ -74,16 +74,20 @@ class Blocks:
         """Some rows of the history."""
         rows = _Rows(slab)
         step, keys = (rows.step, self._native) if native else (rows.number, self._dense)
-        return self._block(rows, step, keys, told=not native)
+        return self._block(rows, step, keys, moments.seconds(*rows.time), told=not native)
 
     def events(self, slab: Slab, *, numbered: bool) -> Block:
-        """Some rows of system metrics; `numbered`: the step of each is its number, and not told."""
-        rows = _Rows(slab)
-        return self._block(rows, pa.nulls(rows.count, pa.int64()), self._events, told=not numbered)
+        """Some rows of system metrics; `numbered`: the step of each is its number, and not told.
 
-    def _block(self, rows: _Rows, step: pa.Array, keys: Sequence[str], *, told: bool) -> Block:
+        Logs and servers hold none without a time: the run's start stands there then, and the column of times says so.
+        """
+        rows = _Rows(slab)
+        time, start = moments.seconds(*rows.time), (moments.dated(self._start) or 0) / 1000
+        dated = np.where(moments.in_calendar(time), time, start)
+        return self._block(rows, pa.nulls(rows.count, pa.int64()), self._events, dated, told=not numbered)
+
+    def _block(self, rows: _Rows, step: pa.Array, keys: Sequence[str], time: F64, *, told: bool) -> Block:
         """`told`: the steps are told in a column of their own."""
-        time = moments.seconds(*rows.time)
         runtime, others = self._others(rows, keys)
         entries = rows.numbers
         others += [Other(i, TIME, text) for i, text in _untold(rows.time, moments.moments(time))]

@@ -448,9 +448,10 @@ def _increasing(slabs: Iterable[Slab]) -> Iterator[Slab]:
 
 
 def _of_lines(slabs: Iterable[Slab]) -> Iterator[Slab]:
-    """The same; raises _NotNativeError where a row is not called by its own number."""
+    """The same; raises _NotNativeError where a row is not called by its own number, or has no time."""
     for slab in slabs:
-        if (slab["step"] != slab["row"]).any() or not _may_be_native(slab):
+        dated = moments.in_calendar(moments.seconds(slab["time"], slab["time_micro"])).all()
+        if not dated or (slab["step"] != slab["row"]).any() or not _may_be_native(slab):
             raise _NotNativeError
         yield slab
 

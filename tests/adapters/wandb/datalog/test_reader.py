@@ -169,6 +169,21 @@ def test_a_value_that_is_no_json_is_left_out_and_told(plain, tmp_path, way):
     assert len(told) == 8
 
 
+def test_a_leaf_beside_media_that_only_looks_like_a_number_is_left_out_and_told(plain, tmp_path, way):
+    row = plain.pb.Record()
+    for path, text in [
+        (("img", "_type"), '"image-file"'),
+        (("n", "a"), "1"),
+        (("n", "b"), "-abc"),
+        (("n", "c"), "\u0131"),
+    ]:
+        row.history.item.add(nested_key=path, value_json=text)
+    log = Log(plain.write(tmp_path / "run-a.wandb", row))
+    assert entries(log.history()) == ([(0, "n.a", 1.0)], [Other(0, "img", '{"_type":"image-file"}')])
+    told = [loss.because for loss in log.losses if loss.what == "rows of run-a.wandb"]
+    assert told == ["'n.c' has a value that is no JSON", "'n.b' has a value that is no JSON"]
+
+
 def test_system_metrics_have_their_times_and_no_steps(plain, tmp_path):
     run = plain.pb.Record(run={"run_id": "a"})
     run.run.start_time.FromMilliseconds(1_600_000_000_500)
@@ -291,6 +306,13 @@ def test_a_run_that_tells_no_runtime_ended_when_its_last_record_was_made(last, p
     assert (Log(path).run.state, Log(path).run.ended) == ("failed", ended)
     plain.write(path, begin, *made, pb.Record(exit={"runtime": 7}))
     assert Log(path).run.ended == 1_600_000_007_000
+
+
+def test_a_start_beyond_all_calendars_is_none(plain, tmp_path):
+    for seconds in (2**62, -(2**62), 253_402_300_800):
+        begin = plain.pb.Record(run={"run_id": "a", "start_time": {"seconds": seconds}})
+        run = Log(plain.write(tmp_path / "run-a.wandb", begin, plain.pb.Record(exit={"runtime": 7}))).run
+        assert (run.started, run.ended) == (None, None)
 
 
 def test_environment_metrics_files_and_artifacts_are_told(plain, tmp_path):

@@ -26,8 +26,9 @@ OWN = (STEP, TIME, RUNTIME)  # columns of their own; the first ids of keys
 EXACT = 2.0**53  # integers beyond may be such that float64 cannot hold
 LONG = 250  # characters of a key that are told
 DEEPEST = 64  # dicts in dicts; below that they stay as they are
+_BEGINS = "-0123456789NI"  # the JSON of a number, NaN and Infinity among them
 _NUMERIC = np.zeros(256, dtype=bool)
-_NUMERIC[list(b"-0123456789NI")] = True  # what the JSON of a number begins with, NaN and Infinity among them
+_NUMERIC[list(_BEGINS.encode())] = True
 
 Row = npt.NDArray[np.int32]
 Column = npt.NDArray[np.float64]
@@ -160,7 +161,7 @@ def _block(got: _Gathered, bad: Bad) -> Block:
     keep = numeric & (key >= len(OWN))
     row, key, value = row[keep], key[keep], value[keep]
     if leaves:
-        row, key, value = _with(leaves, got.ids, row, key, value, others)
+        row, key, value = _with(leaves, got.ids, row, key, value, others, bad)
     if "" in got.ids:
         bad("a value has no key")
         keep = key != got.ids[""]
@@ -201,19 +202,23 @@ def _number(text: str) -> float | None:
 def _look(leaf: Leaf, leaves: list[Leaf], others: list[Other], bad: Bad, *, joined: bool = False) -> None:
     """Finds out what a value is that is not plainly a number."""
     row, key, text = leaf
-    if joined and text and _NUMERIC[ord(text[0]) & 0xFF]:
+    if joined and text.startswith(tuple(_BEGINS)):
         leaves.append(leaf)
         return
     try:
         parts = _parts(text) if text.startswith("{") else _checked(text)
     except (ValueError, RecursionError, msgspec.MsgspecError):
-        bad(f"{key[:LONG]!r} has a value that is no JSON")
+        _unread(key, bad)
         return
     if not parts or "_type" in parts or key.count(".") > DEEPEST:
         others.append(Other(row, key, text))
         return
     for name, part in parts.items():
         _look(Leaf(row, f"{key}.{name}", part), leaves, others, bad, joined=True)
+
+
+def _unread(key: str, bad: Bad) -> None:
+    bad(f"{key[:LONG]!r} has a value that is no JSON")
 
 
 def _parts(text: str) -> dict[str, str]:
@@ -299,11 +304,13 @@ def _step(text: str) -> int | None:
 
 
 def _with(
-    leaves: Sequence[Leaf], ids: _Ids, row: Row, key: Row, value: Column, others: list[Other]
+    leaves: Sequence[Leaf], ids: _Ids, row: Row, key: Row, value: Column, others: list[Other], bad: Bad
 ) -> tuple[Row, Row, Column]:
     """The numbers, and those that were found in dicts after the others of their rows."""
     texts = pa.array([leaf.text for leaf in leaves], pa.utf8())
     found, numeric = _numbers(texts)
+    for at in np.flatnonzero(~numeric).tolist():
+        _unread(leaves[at].key, bad)
     rows = np.array([leaf.row for leaf in leaves], dtype=np.int32)
     keys = np.array([ids[leaf.key] for leaf in leaves], dtype=np.int32)
     _huge(texts, found, rows, keys, list(ids), others)

@@ -8,13 +8,12 @@ from contextlib import suppress
 
 from mlmigrate.adapters.wandb.datalog.columns import TIME, typed
 from mlmigrate.adapters.wandb.datalog.messages import DecodeError, Message, pb
-
-_LATEST = 253_402_300_800.0  # the year 10000; later ones are no seconds
+from mlmigrate.adapters.wandb.moments import LATEST
 
 
 def last(records: Iterable[bytes], started: int | None) -> int | None:
     """The latest time that these records tell, in ms; one before the start says nothing of the end."""
-    told = [round(time * 1000) for record in records if 0 < (time := _time(record)) < _LATEST]
+    told = [round(time * 1000) for record in records if 0 < (time := _time(record)) < LATEST]
     return max((time for time in told if started is None or time >= started), default=None)
 
 
@@ -38,6 +37,6 @@ def _of_row(row: Message) -> float:
         if (*item.nested_key,) in ((TIME,), ()) and TIME in (item.key, *item.nested_key):
             with suppress(ValueError, RecursionError):
                 told = json.loads(item.value_json or typed(item))
-                if isinstance(told, int | float) and abs(told) < _LATEST:
+                if isinstance(told, int | float) and abs(told) < LATEST:
                     return float(told)
     return 0.0

@@ -11,6 +11,7 @@ import numpy as np
 from mlmigrate.adapters.wandb.datalog import ends
 from mlmigrate.adapters.wandb.datalog.messages import Json, Message, json_format, pb
 from mlmigrate.adapters.wandb.datalog.scan import SUMMARY, Unusual, scan
+from mlmigrate.adapters.wandb.moments import dated
 from mlmigrate.adapters.wandb.shape import Version, WandbRun
 
 DEEPEST = 100  # names in a path; more are no config that anyone wrote
@@ -347,5 +348,5 @@ def _plain(metric: Message) -> Mapping[str, Json]:
     return {name: value for name, value in plain.items() if name not in _DERIVED}
 
 
-def _millis(stamp: Message) -> int:
-    return int(stamp.seconds * 1000 + stamp.nanos // 1_000_000)
+def _millis(stamp: Message) -> int | None:
+    return dated(int(stamp.seconds * 1000 + stamp.nanos // 1_000_000))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.wandb.datalog.columns import OWN
+from mlmigrate.adapters.wandb.moments import LATEST
 from mlmigrate.adapters.wandb.shape import Block
 
 _NUM, _HISTORY, _STATS = b"\x08", b"\x12", b"\x3a"  # tags in a record
@@ -24,7 +25,6 @@ _KEY, _NESTED_KEY, _VALUE_JSON = b"\x0a", b"\x12", b"\x82\x01"  # in an item
 _SECOND, _FIRST_NUMBER, _SECOND_NUMBER = b"\x12", b"\x08", b"\x10"  # step or timestamp, and the numbers in them
 _LONGEST = 32  # no text of a number is as long
 _NUMBER = "-0123456789"
-_LATEST = 253_402_300_800.0  # the year 10000, where protobuf's times end; NaN is not before it either
 
 Ints = npt.NDArray[np.int32]
 
@@ -44,7 +44,7 @@ def events(block: Block, started: float, first: int) -> Iterator[bytes]:
     times = zip(messages, block.time.to_pylist(), block.runtime.to_pylist(), strict=True)
     for number, (message, time, runtime) in enumerate(times, first):
         told = started + (runtime or 0.0) if time is None else time
-        stamp = _stamp(told if abs(told) < _LATEST else started)
+        stamp = _stamp(told if abs(told) < LATEST else started)  # NaN is not less either
         yield _NUM + varint(number) + _bytes(_STATS, _bytes(_SECOND, stamp) + message)
 
 
