@@ -295,6 +295,14 @@ def test_another_generation_is_the_same_run_under_another_id(tmp_path):
     assert (found.generation, found.id, set(found.trees)) == (3, run.id, {one.name for one in again.run.logged})
 
 
+def test_another_generation_of_a_run_with_a_short_id_changes_the_ends_of_names_alone(tmp_path):
+    run = replace(make("x"), id="a", origin="mlflow:a")
+    held = Held(run, series(run, {}), {("a", "data/MLmodel"): b"{}\n", ("a", "notes"): b"n"})
+    kept, _ = write(tmp_path, [held])
+    again = regenerated(kept.held["a"].sheet, 2)
+    assert {one.name for one in again.run.logged} == {"data-a-2", "mlflow-artifacts-a-2"}
+
+
 def test_a_dataset_that_two_runs_read_is_one_artifact(tmp_path):
     given = DatasetInput("train", "d1", "s3", '{"uri": "s3://b/x"}')
     held = [Held(replace(make(name), inputs=(given,))) for name in "ab"]

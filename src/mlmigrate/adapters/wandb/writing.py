@@ -105,10 +105,9 @@ def regenerated(sheet: Sheet, generation: int) -> Sheet:
     if told is None:  # a sheet of ours always says where it is from
         return sheet
     id_ = names.run_id(told.origin, told.id or was, generation)
-    ours = [
-        one for one in run.logged if not told.native or one.type in (FILES_TYPE, RECORDS_TYPE)
-    ]  # W&B's own keep their names
-    new = {one.name: names.artifact(one.name.replace(was, id_)) for one in ours}
+    mine = (one.name for one in run.logged if not told.native or one.type in (FILES_TYPE, RECORDS_TYPE))
+    # W&B's own keep their names; ours end in the run's id, unless they were too long for it
+    new = {name: names.artifact(name.removesuffix(was) + id_) for name in mine if name.endswith(was)}
     renamed = {_in_key(key, new): folder for key, folder in told.trees.items()}
     again = replace(told, generation=generation, trees=renamed, id=told.id or was)
     logged = tuple(replace(one, run=id_, name=new.get(one.name, one.name)) for one in run.logged)
@@ -141,16 +140,14 @@ class _Points:
         else:
             self._writer.write_batch(batch)
 
-    def to_disk(self) -> int:
-        """Lets go of what is in memory; gives how many points that were."""
+    def to_disk(self) -> None:
+        """Lets go of what is in memory."""
         if self._writer is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._writer = pa.ipc.new_stream(self.file, POINTS)
-        let_go = sum(map(len, self._held))
         for batch in self._held:
             self._writer.write_batch(batch)
         self._held.clear()
-        return let_go
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         if self._writer is None:
@@ -196,7 +193,8 @@ class WandbPlace:
                 self._in_memory += len(part)
             if self._in_memory > IN_MEMORY:
                 for draft in self._drafts.values():
-                    draft.points.to_disk() if draft.points.rows else None
+                    if draft.points.rows:
+                        draft.points.to_disk()
                 self._in_memory = 0
 
     def put(self, artifact: Artifact) -> None:
