@@ -139,8 +139,8 @@ class TestConfigBecomesParams:
         assert repr(kept) == repr(value)
 
     def test_half_a_surrogate_pair_is_no_harm(self):
-        params, _ = natives.params_of({"a": ["\ud800"], "b\udfff": "\ud800"})
-        assert json.loads(params["a"]) == ["\ud800"]
+        params, _ = natives.params_of({"a": ["ü\ud800"], "b\udfff": "\ud800"})
+        assert params["a"] == '["ü\\ud800"]'
         params["a"].encode()
 
 

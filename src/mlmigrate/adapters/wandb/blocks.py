@@ -33,6 +33,7 @@ from mlmigrate.adapters.wandb.gathering import (
     plain,
     shapes,
     sound,
+    spelt,
 )
 from mlmigrate.adapters.wandb.moments import F64, NO_MICRO, NOTHING, Bits, Ints
 from mlmigrate.adapters.wandb.provenance import DATASET_DIGEST, DATASET_NAME, MODEL, OWN_COLUMNS, STEP, SYSTEM, TIME
@@ -190,7 +191,7 @@ def _number_texts(column: pa.Array) -> list[bytes]:
     if pa.types.is_floating(column.type):
         values = np.asarray(column)
         for at in np.flatnonzero(~np.isfinite(values)).tolist():
-            texts[at] = b"NaN" if np.isnan(values[at]) else b"Infinity" if values[at] > 0 else b"-Infinity"
+            texts[at] = spelt(values[at]).encode()
     return texts
 
 
@@ -219,8 +220,9 @@ def _hidden(block: Block, row: Ints, key: Ints) -> list[int]:
     hiding = [(other.row, places[other.key]) for other in block.others if other.key in places]
     if not hiding:
         return []
-    codes = np.array([r * len(places) + k for r, k in hiding], np.int64)
-    found: list[int] = np.flatnonzero(np.isin(row.astype(np.int64) * len(places) + key, codes)).tolist()
+    width = len(block.keys)  # not of places: keys that no number has here may have one name, ""
+    codes = np.array([r * width + k for r, k in hiding], np.int64)
+    found: list[int] = np.flatnonzero(np.isin(row.astype(np.int64) * width + key, codes)).tolist()
     return found
 
 
@@ -298,16 +300,19 @@ def _measured(block: Block, *, restored: bool, prefix: str) -> tuple[Ints, list[
     row, key, value = (np.asarray(column) for column in (block.row, block.key, block.value))
     if restored:
         row, key, value = (column[~_is(block, STEP)] for column in (row, key, value))
-    places = {name: i for i, name in enumerate(block.keys)}
+    keys = [*block.keys]
     truths = [one for one in block.others if one.text in _TRUTH and unescaped(one.key) not in _MARKS]
     if truths:
-        more = [(one.row, places.setdefault(one.key, len(places)), _TRUTH[one.text]) for one in truths]
+        known = set(keys)
+        keys += dict.fromkeys(one.key for one in truths if one.key not in known)
+        places = {name: i for i, name in enumerate(keys)}
+        more = [(one.row, places[one.key], _TRUTH[one.text]) for one in truths]
         added = (np.array(column) for column in zip(*more, strict=True))
         row, key, value = (np.concatenate(both) for both in zip((row, key, value), added, strict=True))
         order = np.argsort(row, kind="stable")
         row, key, value = row[order], key[order], value[order]
     called = unescaped if restored else str if prefix else neutral
-    told = [prefix + called(name) for name in places]
+    told = [prefix + called(name) for name in keys]
     names = {name: i for i, name in enumerate(dict.fromkeys(told))}
     if len(names) < len(told):
         key = np.array([names[name] for name in told])[key]

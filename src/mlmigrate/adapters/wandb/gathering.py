@@ -19,7 +19,7 @@ from mlmigrate.adapters.wandb.shape import Block, Other
 STEP_KEY, TIME_KEY, RUNTIME_KEY = "_step", "_timestamp", "_runtime"
 OURS = frozenset({STEP_KEY, TIME_KEY, RUNTIME_KEY})
 _TEXTS = frozenset(OWN_COLUMNS)  # text in these is text, whatever it spells
-_SPELT = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no words for these: W&B's
 _NUMBERS = frozenset({int, float})
 _EXACT = 2.0**53  # beyond, not each integer is a float64
 _FEW = 8  # rows of one shape, fewer than which are not worth columns
@@ -35,6 +35,11 @@ def json_text(value: object) -> str:
     """The JSON of anything, with NaN and infinities as W&B has them."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
     return sound(text)
+
+
+def spelt(number: float) -> str:
+    """The word for NaN, or for one of the infinities."""
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
 def sound(text: str) -> str:
@@ -121,8 +126,8 @@ class Gathered:
         elif kind is dict and value and "_type" not in value and depth < _DEPTH:
             for name, inner in value.items():
                 self.one(number, f"{key}.{name}", inner, depth + 1)
-        elif kind is str and value in _SPELT and key.removeprefix(self._prefix) not in _TEXTS:
-            self._number(number, key, _SPELT[value])
+        elif kind is str and value in SPELT and key.removeprefix(self._prefix) not in _TEXTS:
+            self._number(number, key, SPELT[value])
         else:
             self._other(number, key, value)
 

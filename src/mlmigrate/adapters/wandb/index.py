@@ -13,7 +13,6 @@ that ends in a hash of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -23,6 +22,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from mlmigrate.adapters.wandb.gathering import SPELT, sound, spelt
+from mlmigrate.adapters.wandb.names import hashed
 from mlmigrate.adapters.wandb.provenance import ARTIFACTS, FILES, RUN_JSON
 from mlmigrate.adapters.wandb.shape import Block, File, Opener, Version, WandbRun
 from mlmigrate.errors import BadData
@@ -30,7 +31,6 @@ from mlmigrate.errors import BadData
 VERSION = 1
 LONGEST = 200  # bytes of one part of a path: file systems hold 255
 _FLOAT, _IS = "$float", "$is"
-_FLOATS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _BAD_PART = re.compile(r"[\0/\\]")
 
 
@@ -116,7 +116,7 @@ def folders_of(versions: Iterable[Version]) -> list[str]:
 
 def folder_of(version: Version) -> str:
     """Where a version lies; one that has no number yet (offline) is called by its digest."""
-    number = version.version or (f"unnumbered-{_hash(version.digest)}" if version.digest else "unnumbered")
+    number = version.version or (f"unnumbered-{hashed(version.digest)}" if version.digest else "unnumbered")
     return f"{ARTIFACTS}{_part(version.name)}/{_part(number)}"
 
 
@@ -160,11 +160,7 @@ def values(given: Iterable[bytes]) -> Iterator[Value]:
 
 def encode(value: Any) -> bytes:  # noqa: ANN401  any JSON
     """JSON that everybody can read, exact: any float, any text."""
-    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return json.dumps(_plain(value), allow_nan=False).encode()
+    return sound(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)).encode()
 
 
 def decode(data: bytes) -> Any:  # noqa: ANN401  any JSON
@@ -188,7 +184,7 @@ class _Folder:
         above = clean.split("/")[:-1]
         parents = {"/".join(above[: n + 1]) for n in range(len(above))}
         if clean in self._files or clean in self._folders or parents & self._files:
-            clean = f"{_part(path.replace('/', '_'))}~{_hash(path)}"
+            clean = f"{_part(path.replace('/', '_'))}~{hashed(path)}"
             while clean in self._files or clean in self._folders:
                 clean += "~"
             parents = set()
@@ -202,11 +198,7 @@ def _part(name: str) -> str:
     if name not in ("", ".", "..") and len(name.encode("utf-8", "replace")) <= LONGEST and not _BAD_PART.search(name):
         return name
     clean = _BAD_PART.sub("_", name).strip(".").encode("utf-8", "replace")[: LONGEST - 10].decode("utf-8", "ignore")
-    return f"{clean or '_'}~{_hash(name)}"
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{clean or '_'}~{hashed(name)}"
 
 
 def _told(value: WandbRun | Version) -> dict[str, Any]:
@@ -227,7 +219,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  any JSON
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return {_FLOAT: "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"}  # noqa: PLR0124  NaN
+        return {_FLOAT: spelt(value)}
     return value
 
 
@@ -239,8 +231,8 @@ def _exact(value: Any, *, escaped: bool = False) -> Any:  # noqa: ANN401  any JS
     if len(value) == 1 and not escaped:
         if isinstance(value.get(_IS), dict):
             return _exact(value[_IS], escaped=True)
-        if isinstance(value.get(_FLOAT), str) and value[_FLOAT] in _FLOATS:
-            return _FLOATS[value[_FLOAT]]
+        if isinstance(value.get(_FLOAT), str) and value[_FLOAT] in SPELT:
+            return SPELT[value[_FLOAT]]
     return {name: _exact(one) for name, one in value.items()}
 
 

@@ -21,7 +21,6 @@ _NOT_IN_PROJECTS = re.compile(r"[/\\#?%:\x00-\x1f\x7f\ud800-\udfff]")
 _NOT_IN_ARTIFACTS = re.compile(r"[^\w.-]", re.ASCII)
 _NOT_IN_ALIASES = re.compile(r"[/:\x00-\x1f\x7f\ud800-\udfff]")
 _NUMBER = re.compile(r"v\d+")  # aliases that W&B gives itself
-_GENERATION = re.compile(r"-\d+$")
 _OWN_TYPES = ("job",)  # artifacts of these types are the server's
 _OWN_TYPE = "wandb-"
 
@@ -29,7 +28,7 @@ _OWN_TYPE = "wandb-"
 def run_id(origin: str, id: str, generation: int = 1) -> str:
     """The W&B id of a run; of another generation where the first one's is burnt."""
     plain = len(id) <= LONGEST_ID and _PLAIN_ID.fullmatch(id) is not None
-    first = id if plain else _hash(origin or id, 16)
+    first = id if plain else hashed(origin or id, 16)
     return first if generation <= 1 else f"{first[: LONGEST_ID - 4]}-{generation}"
 
 
@@ -94,9 +93,10 @@ def label(name: str, value: str) -> str | None:
 def _marked(clean: str, was: str, longest: int) -> str:
     if clean == was and len(clean) <= longest:
         return clean
-    mark = "-" + _hash(was, 4)
+    mark = "-" + hashed(was)
     return clean[: longest - len(mark)] + mark
 
 
-def _hash(text: str, size: int) -> str:
+def hashed(text: str, size: int = 4) -> str:
+    """Two hex digits for each of `size` bytes, that tell this text from others."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()

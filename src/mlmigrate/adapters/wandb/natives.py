@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -26,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from mlmigrate.adapters.wandb.blocks import neutral, unescaped
+from mlmigrate.adapters.wandb.gathering import SPELT, sound
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, KEY, SYSTEM
 from mlmigrate.adapters.wandb.shape import Block, Version, WandbRun
@@ -33,7 +33,6 @@ from mlmigrate.model import PARENT_TAG, DatasetInput, Loss, Run, Value, points
 
 SEPARATOR = "."
 DEEPEST = 100  # levels of nesting: JSON of more can neither be written nor read again by everybody
-NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as W&B's API says them
 STATUSES: Mapping[str, str] = {
     "finished": "FINISHED",
     "failed": "FAILED",
@@ -192,12 +191,7 @@ def json_text(value: Any, *, in_order: bool = False) -> str:  # noqa: ANN401  an
 
     `in_order`: the same text for the same value, in whatever order its names came.
     """
-    text = json.dumps(value, ensure_ascii=False, sort_keys=in_order)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, sort_keys=in_order)
-    return text
+    return sound(json.dumps(value, ensure_ascii=False, sort_keys=in_order))
 
 
 @dataclass(slots=True)
@@ -250,7 +244,7 @@ def renamed(run: WandbRun, seen: Seen) -> Iterator[Loss]:
 def numbers_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers of a summary by their neutral keys, nested names joined by "." as in history; media are none."""
     for way, value in _leaves(summary, opens=lambda part: "_type" not in part):
-        number = NUMBERS.get(value, value) if isinstance(value, str) else value
+        number = SPELT.get(value, value) if isinstance(value, str) else value
         if way[0] in ROW_WORDS or isinstance(number, bool) or not isinstance(number, int | float):
             continue
         try:

@@ -22,10 +22,11 @@ import msgspec
 
 from mlmigrate.adapters.wandb import moments, names
 from mlmigrate.adapters.wandb.blocks import neutral
+from mlmigrate.adapters.wandb.gathering import spelt
 from mlmigrate.adapters.wandb.limits import CONFIG, OWN_KEYS
 from mlmigrate.adapters.wandb.natives import DEEPEST, params_of
 from mlmigrate.adapters.wandb.options import Options
-from mlmigrate.adapters.wandb.provenance import KEY, OWN_COLUMNS, STEP, SYSTEM, Provenance, as_config
+from mlmigrate.adapters.wandb.provenance import KEY, OWN_COLUMNS, STEP, SYSTEM, UNSAFE, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.errors import MigrateError
 from mlmigrate.globs import glob
@@ -56,7 +57,6 @@ _LISTS: Mapping[str, tuple[str, Mapping[str, int]]] = {
 }
 _INT = re.compile(r"-?(0|[1-9]\d{0,15})", re.ASCII)
 _FLOAT = re.compile(r"-?(\d+\.\d+([eE][+-]?\d+)?|\d+[eE][+-]?\d+)", re.ASCII)
-_UNSAFE = re.compile("[\0\ud800-\udfff]")
 _TRUTH = {"True": True, "False": False}
 
 
@@ -159,7 +159,7 @@ def provenance_of(experiment: Experiment, origin: str) -> Provenance:
 
 def shown(text: str) -> str:
     """The text as JSON and what reads it can hold it."""
-    return _UNSAFE.sub("\ufffd", text)
+    return UNSAFE.sub("\ufffd", text)
 
 
 def encoded(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -331,7 +331,7 @@ def _plain(value: Value, *, as_text: bool) -> Any:  # noqa: ANN401  any JSON
 def _safe(value: Any) -> Any:  # noqa: ANN401  any JSON
     """The value as every reader of JSON takes it: numbers that JSON has no word for are texts."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return spelt(value)
     if isinstance(value, str):
         return shown(value)
     if isinstance(value, Mapping):

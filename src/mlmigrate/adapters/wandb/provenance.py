@@ -35,6 +35,7 @@ FILES, ARTIFACTS = f"{FOLDER}/files/", f"{FOLDER}/artifacts/"
 FILES_TYPE = "mlflow-artifacts"  # of the W&B artifact that holds a run's plain artifact tree
 MODEL_TYPE, DATASET_TYPE = "model", "dataset"
 RECORDS_TYPE = "mlmigrate-records"
+RECORDS_JSONL, RECORD_FILES = "records.jsonl", "files/"  # in an artifact of that type
 MADE = "input"  # under KEY in the metadata of an artifact that stands for a dataset input of runs: no run logs it
 
 
@@ -96,8 +97,8 @@ class Provenance:
 
 
 _DEFAULTS: Mapping[str, Any] = msgspec.to_builtins(Provenance())
-_HARD = "$base64:"  # how a text begins that JSON (or a database behind it) cannot hold; the rest is its bytes
-_UNSAFE = re.compile("[\ud800-\udfff\0]")
+_HARD = "$base64:"  # how a text begins that is unsafe; the rest is its bytes
+UNSAFE = re.compile("[\ud800-\udfff\0]")  # what JSON, or a database behind it, cannot hold
 
 
 def as_config(provenance: Provenance) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def _each(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401  any
 
 
 def _safe(text: str) -> str:
-    if not text.startswith(_HARD) and not _UNSAFE.search(text):
+    if not text.startswith(_HARD) and not UNSAFE.search(text):
         return text
     return _HARD + base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
 

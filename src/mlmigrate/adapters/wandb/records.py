@@ -22,12 +22,19 @@ import msgspec
 from mlmigrate.adapters.mlflow.objects import Tree, tree_of
 from mlmigrate.adapters.wandb import names
 from mlmigrate.adapters.wandb.outgoing import Home
-from mlmigrate.adapters.wandb.provenance import KEY, MODEL_TYPE, RECORDS_TYPE, Provenance, as_config
+from mlmigrate.adapters.wandb.provenance import (
+    KEY,
+    MODEL_TYPE,
+    RECORD_FILES,
+    RECORDS_JSONL,
+    RECORDS_TYPE,
+    Provenance,
+    as_config,
+)
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.adapters.wandb.trees import MLMODEL, Spool, described, digest_of, line_of
 from mlmigrate.model import Artifact, Record, RunRef
 
-JSONL, FILES = "records.jsonl", "files/"
 OWN = "mlmigrate"  # the job type, and the label, of runs that are no runs of the source
 _MODEL = "@model/"
 _REGISTERED = "mlflow.registered_model"
@@ -70,7 +77,7 @@ class Records:
     def keep(self, record: Record) -> None:
         """One more."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / JSONL).open("ab") as lines:
+        with (self._folder / RECORDS_JSONL).open("ab") as lines:
             lines.write(line_of(record))
         if record.kind == _REGISTERED:
             found = collection(tree_of(record))
@@ -104,12 +111,12 @@ class Records:
 
     def _held(self) -> Iterator[File]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        lines = self._folder / JSONL
+        lines = self._folder / RECORDS_JSONL
         lines.touch()
         with lines.open("rb") as stream:
-            yield self._spool.put(JSONL, stream)
+            yield self._spool.put(RECORDS_JSONL, stream)
         for (owner, path), file in self._files.items():
-            yield replace(file, path=f"{FILES}{owner}/{path}")
+            yield replace(file, path=f"{RECORD_FILES}{owner}/{path}")
 
     def _models(self) -> Iterator[Version]:
         """Each logged model that has files."""

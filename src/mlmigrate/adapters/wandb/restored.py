@@ -16,12 +16,19 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 
 from mlmigrate.adapters.wandb import natives
-from mlmigrate.adapters.wandb.provenance import FILES, KEY, RECORDS_TYPE, Provenance, of_config
+from mlmigrate.adapters.wandb.provenance import (
+    FILES,
+    KEY,
+    RECORD_FILES,
+    RECORDS_JSONL,
+    RECORDS_TYPE,
+    Provenance,
+    of_config,
+)
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.errors import BadData, MigrateError, Unavailable
 from mlmigrate.model import STATUSES, DatasetInput, Experiment, Loss, Record, Run, Value, text_of
 
-RECORDS_JSONL, RECORD_FILES = "records.jsonl", "files/"
 LONGEST_LINE = 1 << 30  # bytes of one record
 _CHUNK = 1 << 18
 

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,9 +39,10 @@ from mlmigrate.adapters.wandb.provenance import (
     KEY,
     MADE,
     MODEL_TYPE,
+    RECORDS_JSONL,
     RECORDS_TYPE,
 )
-from mlmigrate.adapters.wandb.restored import RECORDS_JSONL, number_of
+from mlmigrate.adapters.wandb.restored import number_of
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.globs import glob
 from mlmigrate.model import Artifact, DatasetInput, Loss, Record, Run
@@ -324,8 +326,7 @@ def _entry(place: index.Place, left: Mapping[str, File]) -> File | None:
 
 def _repeated(versions: Sequence[Version]) -> set[str]:
     """Names that several versions have."""
-    seen: set[str] = set()
-    return {one.name for one in versions if one.name in seen or seen.add(one.name)}  # type: ignore[func-returns-value]
+    return {name for name, n in Counter(one.name for one in versions).items() if n > 1}
 
 
 def _ours(path: str) -> bool:

@@ -39,7 +39,7 @@ def records(stream: BinaryIO, size: int, tell: Tell) -> Iterator[tuple[int, byte
             if kind == WHOLE:
                 yield offset, data
             else:
-                pieces.append(data or b"")
+                pieces.append(data)
         elif kind in (MIDDLE, LAST) and pieces and held + len(data) > LARGEST:
             tell(begin, f"a record has more than {LARGEST >> 20} MiB; it is skipped")
             pieces, lost = [], True
