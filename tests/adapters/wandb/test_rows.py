@@ -26,6 +26,7 @@ HARD_MS = [0, -1, 1, 4 * 10**15, 2**53 + 1, -(2**63) + 1, 2**63 - 1, 1_700_000_0
 HARD_STEPS = [0, -1, 2**53 - 1, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63) + 1]
 INT64 = st.integers(-(2**63) + 1, 2**63 - 1)
 SMALL = st.integers(-2, 3)
+SMALL_STEPS = st.integers(0, 5)
 
 
 def micro(largest):
@@ -271,6 +272,28 @@ class TestNative:
             {"_step": 2, "_timestamp": 2.0, "_runtime": 2.0, "note": "\ud800"},
             {"_step": 3, "_timestamp": 3.0, "_runtime": 3.0, "loss": 1.0},
         ]
+
+    @LOOSELY
+    @given(
+        numbers=st.dictionaries(st.tuples(SMALL_STEPS, st.sampled_from("abc")), st.floats(-1e6, 1e6)),
+        texts=st.dictionaries(st.tuples(SMALL_STEPS, st.sampled_from("bcdx")), st.sampled_from(['"x"', "[1]", "null"])),
+        system=st.dictionaries(st.tuples(SMALL_STEPS, st.sampled_from(["system/a", "system/b", "system/z"])), SMALL),
+    )
+    def test_each_line_of_a_native_run_has_all_that_was_logged_at_its_step(
+        self, tmp_path_factory, numbers, texts, system
+    ):
+        rows = Rows(tmp_path_factory.mktemp("rows"), 0)
+        rows.add(batch([plain(key, step, 1000 * step, value) for (step, key), value in (numbers | system).items()]))
+        for (step, key), text in texts.items():
+            rows.other(step, float(step), None, key, text)
+        expected = {step: {"_step": step, "_timestamp": step, "_runtime": step} for step, _ in {**numbers, **texts}}
+        for (step, key), value in numbers.items():
+            expected[step][key] = value
+        for (step, key), text in texts.items():  # what is told as text is told so alone
+            expected[step][key] = json.loads(text)
+        found = rows.sorted(native=True)
+        assert found.native
+        assert [json.loads(line) for line in lines(found)] == [expected[step] for step in sorted(expected)]
 
     def test_truth_values_are_points_again_when_rows_had_to_be_counted(self, tmp_path):
         points = [plain("on", 1, 1000), plain("on", 1, 2000, value=0.0)]

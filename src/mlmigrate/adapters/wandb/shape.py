@@ -37,7 +37,8 @@ class Block:
     Of each number in them, one entry in three columns of one length, rows ascending:
       row      int32    which row of this block, from 0
       key      int32    which of `keys`; nested keys are joined by ".", keys that begin with "_" and are W&B's own are
-                        not among them (_step, _timestamp, _runtime)
+                        not among them (_step, _timestamp, _runtime); a name stands there once, but for "", which
+                        keys of the run's other stream may have here
       value    float64  NaN and the infinities kept
     `others`: what is no number, or an integer that float64 cannot hold, rows ascending.
     """
