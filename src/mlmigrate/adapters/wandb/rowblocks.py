@@ -88,8 +88,8 @@ class Blocks:
 
     def _block(self, rows: _Rows, step: pa.Array, keys: Sequence[str], time: F64, *, told: bool) -> Block:
         """`told`: the steps are told in a column of their own."""
-        runtime, others = self._others(rows, keys)
-        entries = rows.numbers
+        runtime, others, words = self._others(rows, keys)
+        entries = _without(rows.numbers, words)
         others += [Other(i, TIME, text) for i, text in _untold(rows.time, moments.moments(time))]
         if told:
             number = moments.numbers(*rows.steps)
@@ -101,17 +101,23 @@ class Blocks:
         arrays = pa.array(row, pa.int32()), pa.array(key, pa.int32()), pa.array(value, pa.float64())
         return Block(step, _known(time), _known(runtime), keys, *arrays, sorted(others, key=lambda other: other.row))
 
-    def _others(self, rows: _Rows, keys: Sequence[str]) -> tuple[F64, list[Other]]:
-        """What is no number in each row, and the runtimes: those told with it, or the time since the start."""
+    def _others(self, rows: _Rows, keys: Sequence[str]) -> tuple[F64, list[Other], list[tuple[int, int]]]:
+        """What is no number in each row, and the runtimes: those told with it, or the time since the start.
+
+        Also the row and the key of each that is not even the text of one.
+        """
         ms, micro = rows.time
         since = ms.astype(np.float64) - (math.nan if self._start is None else self._start)
         runtime = np.where(micro == NOTHING, math.nan, (since * 1000 + np.where(micro > NO_MICRO, micro, 0)) / 1e6)
         found: list[Other] = []
+        words: list[tuple[int, int]] = []
         others = [*rows.others()]
         for (row, key, _), (told, text) in zip(others, self._texts.get([at for *_, at in others]), strict=True):
             found.append(Other(row, keys[key], text))
+            if not text.startswith(tuple("-0123456789")):
+                words.append((row, key))
             runtime[row] = runtime[row] if math.isnan(told) else told
-        return runtime, [*found, *self._linked(rows)]
+        return runtime, [*found, *self._linked(rows)], words
 
     def _linked(self, rows: _Rows) -> Iterator[Other]:
         if not any(name is not None for link in self._links for name in link):
@@ -156,6 +162,16 @@ def _untold(meant: tuple[Ints, Ints], told: tuple[Ints, Ints]) -> Iterator[tuple
     """The rows of which the number does not tell what is meant, and that as JSON."""
     for i in np.flatnonzero((meant[0] != told[0]) | (meant[1] != told[1])).tolist():
         yield i, f'"{moments.text(int(meant[0][i]), int(meant[1][i]))}"'
+
+
+def _without(entries: tuple[Ints, Ints, F64], words: Sequence[tuple[int, int]]) -> tuple[Ints, Ints, F64]:
+    """The numbers but those which are words in W&B: its truth values are points elsewhere."""
+    if not words:
+        return entries
+    row, key, value = entries
+    code, wide = row.astype(np.int64), int(key.max(initial=0)) + 1
+    keep = ~np.isin(code * wide + key, [row * wide + key for row, key in words if key < wide])
+    return row[keep], key[keep], value[keep]
 
 
 def _with_steps(entries: tuple[Ints, Ints, F64], number: F64, key: int) -> tuple[Ints, Ints, F64]:
