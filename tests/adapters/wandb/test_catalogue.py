@@ -10,11 +10,11 @@ from mlmigrate import address
 from mlmigrate.adapters import registry
 from mlmigrate.adapters.base import Packing
 from mlmigrate.adapters.mlflow.objects import GROUPS
-from mlmigrate.adapters.wandb.catalogue import Catalogue, Project, Report, Sweep, Where
+from mlmigrate.adapters.wandb.catalogue import Catalogue, Project, Report, Sweep, Where, ref_of, stamp_of
 from mlmigrate.adapters.wandb.natives import group_run
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config
-from mlmigrate.adapters.wandb.reading import WandbReading, experiments_of, ref_of, stamp_of
+from mlmigrate.adapters.wandb.reading import WandbReading
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.events import Silent
 from mlmigrate.ledger import Ledger
@@ -93,9 +93,6 @@ class TestProjects:
             Where("team", "other", "a"),
             Where("team", "vision", "b"),
         }
-
-    def test_what_projects_and_runs_make_can_be_asked_at_once(self):
-        assert experiments_of([TEAM], [estate()])[0].name == "vision/eager"
 
 
 class TestExperimentsOfOurs:

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlmigrate.adapters.wandb import blocks, index, restored
+from mlmigrate.adapters.wandb.catalogue import ref_of, stamp_of
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import KEY, as_config
-from mlmigrate.adapters.wandb.reading import WandbReading, ref_of, stamp_of
+from mlmigrate.adapters.wandb.reading import WandbReading
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
 from mlmigrate.adapters.wandb.writing import Homes, WandbPlace
 from mlmigrate.errors import NotFound, Unavailable
@@ -383,6 +384,9 @@ CONFIGS = st.dictionaries(NAMES, CELLS, max_size=4)
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, CONFIGS, CONFIGS, st.sampled_from(["finished", "crashed", "killed", "running", "odd"]))
+@example(given_rows=[(1, 1.6875, {"said": None})], config={}, summary={"best": 1.0}, state="running")
+@example(given_rows=[(1, 1.0, {"a": 1}), (1, 1.6875, {"b": True})], config={}, summary={"c": 1}, state="running")
+@example(given_rows=[(1, 1.0, {"a": 1, "b": "x"}), (1, 2e16, {"b": "y"})], config={}, summary={"c": 1}, state="odd")
 def test_any_run_of_wandbs_is_told_again_as_it_was(tmp_path_factory, given_rows, config, summary, state):
     lines, step = [], 0
     for more, time, cells in given_rows:

@@ -27,10 +27,10 @@ from mlmigrate.adapters.wandb.gathering import (
     STEP_KEY,
     TIME_KEY,
     Gathered,
-    json_text,
     leaves,
     msgspec_text,
     plain,
+    python_text,
     shapes,
     sound,
     spelt,
@@ -84,7 +84,7 @@ def from_lines(lines: Sequence[bytes], prefix: str = "") -> Block:
 
 def from_rows(rows: Sequence[Mapping[str, Any]], prefix: str = "", *, plain: bool = False) -> Block:
     """The same, of rows that are decoded already. `plain`: no NaN and no infinity is inside of lists or media."""
-    gathered = Gathered(len(rows), prefix, msgspec_text if plain else json_text)
+    gathered = Gathered(len(rows), prefix, msgspec_text if plain else python_text)
     for shape, (numbers, values) in shapes(rows).items():
         gathered.alike(shape, numbers, values)
     return gathered.block()
@@ -92,7 +92,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], prefix: str = "", *, plain: boo
 
 def from_table(table: pa.Table) -> Block:
     """The rows of a parquet export, a column for each key; nested ones too. Null is: no value."""
-    gathered = Gathered(len(table), "", json_text)
+    gathered = Gathered(len(table), "", python_text)
     for name, column in zip(table.column_names, table.columns, strict=True):
         for key, array in leaves(name, plain(column)):
             gathered.array(key, array)

@@ -167,16 +167,6 @@ def _turn(ref: RunRef) -> tuple[bool, int, str, int, str]:
     return True, GROUPS.index(group) if group in GROUPS else len(GROUPS), group, len(ref.id), ref.id
 
 
-def experiments_of(projects: Iterable[Project], runs: Iterable[WandbRun]) -> list[Experiment]:
-    """The experiments that these projects and runs make."""
-    catalogue = Catalogue(Options())
-    for project in projects:
-        catalogue.project(project)
-    for run in runs:
-        catalogue.add(run, "")
-    return catalogue.experiments()
-
-
 def same(version: Version) -> Version:
     """A version that has its files already."""
     return version

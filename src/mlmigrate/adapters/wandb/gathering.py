@@ -31,7 +31,7 @@ def msgspec_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def json_text(value: object) -> str:
+def python_text(value: object) -> str:
     """The JSON of anything, with NaN and infinities as W&B has them."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
     return sound(text)
@@ -191,7 +191,7 @@ class Gathered:
         try:
             return self._text(value)
         except (UnicodeEncodeError, OverflowError):
-            return json_text(value)
+            return python_text(value)
 
     def _place(self, key: str) -> int:
         place = self._places.get(key)

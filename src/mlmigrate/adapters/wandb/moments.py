@@ -49,6 +49,12 @@ def moments(time: F64) -> tuple[Ints, Ints]:
     return _marked(ms, micro, known)
 
 
+def whole_ms(time: float | None) -> int | None:
+    """Seconds as milliseconds, as trackers that hold no more have them; None for what is no time."""
+    (ms,), (micro,) = moments(np.array([np.nan if time is None else time]))
+    return None if micro == NOTHING else int(ms)
+
+
 def in_calendar(time: F64) -> Bits:
     """Which seconds a calendar has; NaN is not among them."""
     return (time >= EARLIEST) & (time < LATEST)

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from mlmigrate.adapters.wandb.blocks import neutral, unescaped
 from mlmigrate.adapters.wandb.gathering import SPELT, sound
+from mlmigrate.adapters.wandb.moments import whole_ms
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import DATASET_TYPE, KEY, SYSTEM
 from mlmigrate.adapters.wandb.shape import Block, Version, WandbRun
@@ -221,7 +222,7 @@ def summary_points(run: Run, summary: Mapping[str, Any], seen: Seen) -> pa.Recor
     if not found:
         return None
     last = summary.get("_step")
-    ends = (run.end, _ms(summary.get("_timestamp")), _ms(seen.time), run.start)
+    ends = (run.end, _ms(summary.get("_timestamp")), whole_ms(seen.time), run.start)
     end = next((one for one in ends if one is not None), None)
     step = last if _is_int64(last) else seen.step or 0
     n = len(found)

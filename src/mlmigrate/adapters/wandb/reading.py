@@ -28,14 +28,12 @@ from typing import BinaryIO, Self
 import pyarrow as pa
 
 from mlmigrate.adapters.wandb import blocks, index, natives, restored
-from mlmigrate.adapters.wandb.catalogue import Told, experiments_of, ref_of, stamp_of
+from mlmigrate.adapters.wandb.catalogue import Told
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import HISTORY_JSONL, RUN_JSON, STEP, Provenance
 from mlmigrate.adapters.wandb.shape import Block, File, Opened, Opener, WandbRun
 from mlmigrate.errors import MigrateError, Unavailable
 from mlmigrate.model import Artifact, Loss, Record, Run, RunRef
-
-__all__ = ["WandbReading", "experiments_of", "ref_of", "stamp_of"]
 
 OpenRun = Callable[[RunRef], Opened | None]
 

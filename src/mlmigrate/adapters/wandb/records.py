@@ -10,14 +10,11 @@ versions (Collection).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from mlmigrate.adapters.mlflow.objects import Tree, tree_of
 from mlmigrate.adapters.wandb import names
@@ -94,9 +91,8 @@ class Records:
         told = Provenance(
             kind="records", origin=origin, id=ref.id, experiment=home.experiment.name, experiment_id=ref.experiment
         )
-        where = {"entity": home.entity, "project": home.project, "run": id_, "aliases": ("latest",)}
         files = tuple(self._held())
-        whole = Version(names.records(id_), RECORDS_TYPE, digest=digest_of(files), files=files, **where)  # type: ignore[arg-type]
+        whole = Version(names.records(id_), RECORDS_TYPE, digest=digest_of(files), aliases=("latest",), files=files)
         return WandbRun(
             id=id_,
             entity=home.entity,
@@ -106,7 +102,9 @@ class Records:
             job_type=OWN,
             exit_code=0,
             config={KEY: as_config(told)},
-            logged=(whole, *(replace(one, **where) for one in self._models())),  # type: ignore[arg-type]
+            logged=tuple(
+                replace(one, entity=home.entity, project=home.project, run=id_) for one in (whole, *self._models())
+            ),
         )
 
     def _held(self) -> Iterator[File]:
@@ -125,7 +123,7 @@ class Records:
             files = tuple(file for (mine, _), file in self._files.items() if mine == owner)
             told = next((described(file) for file in files if file.path == MLMODEL), {})
             name = names.artifact(owner.removeprefix(_MODEL))
-            yield Version(name, MODEL_TYPE, digest=digest_of(files), metadata=told, files=files)
+            yield Version(name, MODEL_TYPE, digest=digest_of(files), metadata=told, aliases=("latest",), files=files)
 
 
 def collection(tree: Tree) -> Collection | None:
@@ -151,8 +149,3 @@ def _linked(version: Mapping[str, Any], aliases: list[str]) -> Linked | None:
         if logged:
             return Linked(names.artifact(logged[1] or logged[2]), "", number, names.aliases(aliases), said)
     return None
-
-
-def stamp_of(told: object) -> str:
-    """What changes when this does."""
-    return hashlib.blake2b(msgspec.json.encode(told, order="sorted"), digest_size=16).hexdigest()

@@ -109,9 +109,8 @@ def files_of(run: WandbRun, told: Provenance) -> tuple[list[Kept], list[Loss]]:
             losses.append(Loss(run.id, f"artifact {name!r} of W&B", f"it is gone, and with it what lay in {folder!r}"))
             continue
         below = f"{folder.rstrip('/')}/" if folder else ""
-        kept += [
-            Kept(below + file.path, file) for file in version.files if not file.ref
-        ]  # it had no bytes before either
+        # a reference had no bytes before either
+        kept += [Kept(below + file.path, file) for file in version.files if not file.ref]
     pages = {file.path: file for file in run.files}
     for path in told.files:
         found = pages.get(path) or pages.get(path.removeprefix(FILES))  # of a native run they lie without the folder

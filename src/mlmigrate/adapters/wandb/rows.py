@@ -88,8 +88,10 @@ class Rows:
             return
         slab = self._names.slab(batch)
         system = self._names.is_system[slab["key"] // 2]
-        self._events.add(chosen(slab, system) if system.any() else cut(slab, 0, 0))
-        self._points(chosen(slab, ~system) if system.any() else slab)
+        if system.any():
+            self._events.add(chosen(slab, system))
+            slab = chosen(slab, ~system)
+        self._points(slab)
         self._spill_when_full()
 
     def other(self, step: int | None, time: float | None, runtime: float | None, key: str, text: str) -> None:

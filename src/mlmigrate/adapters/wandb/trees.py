@@ -199,11 +199,21 @@ class _Sorting:
             self.left.pop(place.path, None)
 
     def _rehomed(self, had: Version, name: str, kind: str, digest: str, files: tuple[File, ...]) -> Version:
-        metadata = dict(list(had.metadata.items())[:METADATA_KEYS])
-        aliases = names.aliases(had.aliases)
-        where = {"entity": self.home.entity, "project": self.home.project, "run": self.id}
-        told = {"name": name, "type": kind, "digest": digest, "metadata": metadata, "aliases": aliases, "files": files}
-        return replace(had, version="", created=None, state="COMMITTED", **where, **told)  # type: ignore[arg-type]
+        return replace(
+            had,
+            name=name,
+            type=kind,
+            version="",
+            entity=self.home.entity,
+            project=self.home.project,
+            digest=digest,
+            metadata=dict(list(had.metadata.items())[:METADATA_KEYS]),
+            aliases=names.aliases(had.aliases),
+            created=None,
+            run=self.id,
+            state="COMMITTED",
+            files=files,
+        )
 
     def models(self) -> None:
         """Folders with an MLmodel file, but not one within another."""

@@ -8,6 +8,7 @@ A pack holds many small runs or one large one: its bytes are on disk, and its po
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,7 +35,7 @@ from mlmigrate.adapters.wandb.provenance import (
     as_config,
     of_config,
 )
-from mlmigrate.adapters.wandb.records import OWN, Collection, Records, stamp_of
+from mlmigrate.adapters.wandb.records import OWN, Collection, Records
 from mlmigrate.adapters.wandb.rows import Rows, Written
 from mlmigrate.adapters.wandb.shape import Block, Delivery, File, Opener, Sheet, WandbRun
 from mlmigrate.errors import BadData, DiskFull
@@ -95,7 +97,8 @@ def _experiment_sheet(experiment: Experiment, home: Home) -> Sheet:
         exit_code=0,
         config={KEY: as_config(told)},
     )
-    return _without_rows(run, origin, stamp_of(as_config(told)))
+    stamp = hashlib.blake2b(msgspec.json.encode(as_config(told), order="sorted"), digest_size=16).hexdigest()
+    return _without_rows(run, origin, stamp)
 
 
 def regenerated(sheet: Sheet, generation: int) -> Sheet:
@@ -377,10 +380,8 @@ def _facts(draft: _Draft, written: Written, native: WandbRun | None) -> Facts:
 
 def _in_ms(time: float | None) -> float | None:
     """The time as points tell it that came by a tracker of whole milliseconds: those of one row must meet."""
-    if time is None or not math.isfinite(time):
-        return time
-    (ms,), _ = moments.moments(np.array([time]))
-    return float(ms) / 1000
+    ms = moments.whole_ms(time)
+    return time if ms is None else ms / 1000
 
 
 def _opener(files: Mapping[str, File]) -> Callable[[str], Opener | None]:

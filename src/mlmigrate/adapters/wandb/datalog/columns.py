@@ -123,13 +123,13 @@ def _parsed(records: Iterable[Message]) -> _Gathered:
     for number, record in enumerate(records):
         for item in record.item:
             path = tuple(getattr(item, "nested_key", ())) or (item.key,)
-            json_text = item.value_json or typed(item)
+            told = item.value_json or typed(item)
             if len(path) > 1:
-                deep.append((number, path, json_text))
+                deep.append((number, path, told))
                 continue
             row.append(number)
             key.append(ids[path[0]])
-            text.append(json_text)
+            text.append(told)
         steps.append(record.step.num if has(record, "step") and record.HasField("step") else None)
     arrays = (np.array(row, dtype=np.int32), np.array(key, dtype=np.int32), pa.array(text, pa.utf8()))
     return _Gathered(ids, *arrays, deep, steps)
