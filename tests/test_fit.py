@@ -20,6 +20,8 @@ STRICT = Limits(
     key_paths=True,
     param_length=10,
     tag_length=20,
+    name_length=10,
+    user_length=4,
     experiment_tag_length=5,
     experiment_name_length=8,
     infinities=False,
@@ -57,6 +59,17 @@ def test_a_long_param_is_cut_and_kept_whole_as_an_artifact() -> None:
         assert stream.read().decode() == "é" * 11
     assert whole.path.startswith("mlmigrate/params/prompt_a_")
     assert fitted.losses[0].because == f"cut from 11 to 10 characters; whole text kept as artifact {whole.path}"
+
+
+def test_a_long_name_and_a_long_user_are_cut_and_kept_whole_as_artifacts() -> None:
+    fitted = fit_run(run(name="n" * 11, user="somebody", start=1), STRICT)
+    assert (fitted.run.name, fitted.run.user, fitted.run.tags) == ("n" * 10, "some", {"mlflow.runName": "n" * 10})
+    kept = {}
+    for whole in fitted.overflow:
+        with whole.open() as stream:
+            kept[whole.path] = stream.read().decode()
+    assert kept == {"mlmigrate/fields/name.txt": "n" * 11, "mlmigrate/fields/user.txt": "somebody"}
+    assert [loss.what for loss in fitted.losses] == ["field 'name'", "field 'user'", "tag 'mlflow.runName'"]
 
 
 def test_typed_params_become_text_and_that_is_said_where_the_text_does_not_say_all() -> None:

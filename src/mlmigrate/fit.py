@@ -80,7 +80,7 @@ def fit_run(run: Run, limits: Limits) -> FittedRun:
         deleted_at=run.deleted_at if limits.deleted_times else None,
     )
     fitting.fields()
-    fitted = fitting.started(fitting.named(fitted))
+    fitted = fitting.started(fitting.named(fitting.called(fitted)))
     return FittedRun(fitted, tuple(fitting.losses), tuple(fitting.overflow))
 
 
@@ -136,6 +136,12 @@ class _RunFitting:
             if not self.limits.holds(record.kind):
                 self.lose(f"{record.kind} {record.id!r}", "the target has no place for it")
         return tuple(record for record in self.run.records if self.limits.holds(record.kind))
+
+    def called(self, run: Run) -> Run:
+        """The run with a name and a user that are not too long."""
+        name = self.cut("field", "name", "name", run.name, self.limits.name_length)
+        user = self.cut("field", "user", "user", run.user, self.limits.user_length)
+        return run if (name, user) == (run.name, run.user) else replace(run, name=name, user=user)
 
     def named(self, run: Run) -> Run:
         """The run with a name, where the target has none without."""

@@ -160,11 +160,13 @@ def _plain(kind: str) -> Part:
 
 
 def _name(limits: Limits) -> Holding:
-    return _but("run.name", "" if limits.blank_names else "a run without a name is given its id")
+    blank = "" if limits.blank_names else "a run without a name is given its id"
+    return _but("run.name", _overflow(limits.name_length), blank)
 
 
 def _state(limits: Limits) -> Holding:
-    return _but("run.state", "" if limits.blank_starts else "a run without a start has 1970")
+    blank = "" if limits.blank_starts else "a run without a start has 1970"
+    return _but("run.state", _overflow(limits.user_length), blank)
 
 
 def _deletion(limits: Limits) -> Holding:

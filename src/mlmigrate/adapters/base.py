@@ -192,6 +192,8 @@ class Limits:
     key_words: frozenset[str] = frozenset()
     param_length: int | None = None
     tag_length: int | None = None
+    name_length: int | None = None
+    user_length: int | None = None
     experiment_tag_length: int | None = None
     experiment_name_length: int | None = None
     experiment_folder: str = ""

@@ -43,6 +43,8 @@ class Server:
             key_paths=True,
             param_length=6000 if version >= (2, 8) else 500 if version >= (2, 2) else 250,
             tag_length=8000 if version >= (2, 17) else 5000,
+            name_length=250,
+            user_length=256,
             experiment_tag_length=20_000 if version >= (3, 16) else 5000,
             experiment_name_length=256,
             infinities=False,

@@ -280,9 +280,9 @@ class _Writing:
             system = {**system, "source_type": "UNKNOWN"}
         return {
             "run_uuid": id_,
-            "name": self._cut(run, "name", run.name),
+            "name": run.name,
             **{name: self._cut(run, name, value) for name, value in system.items()},
-            "user_id": self._cut(run, "user_id", run.user),
+            "user_id": run.user,
             "status": run.status,
             "start_time": run.start,
             "end_time": run.end,

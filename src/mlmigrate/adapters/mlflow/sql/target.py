@@ -93,6 +93,8 @@ class DatabaseTarget:
             key_length=self._length("params", "key", 250),
             param_length=self._length("params", "value", 8000),
             tag_length=self._length("tags", "value", 8000),
+            name_length=self._length("runs", "name", 250),
+            user_length=self._length("runs", "user_id", 256),
             experiment_tag_length=self._length("experiment_tags", "value", 20_000),
             experiment_name_length=self._length("experiments", "name", 256),
             infinities=False,
