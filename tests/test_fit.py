@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlmigrate.adapters.base import Change, Holding, Limits
-from mlmigrate.fit import LARGEST, fit_experiment, fit_key, fit_points, fit_record, fit_run
+from mlmigrate.fit import LARGEST, fit_experiment, fit_points, fit_record, fit_run
 from mlmigrate.model import Experiment, Record, Run, points
 
 STRICT = Limits(
@@ -187,20 +187,20 @@ def test_a_kind_that_a_target_has_no_place_for_is_lost_for_the_reason_that_it_gi
 
 @pytest.mark.parametrize("key", ["val loss (%)", "a//b", "../x", "/a", "a/", "x" * 41, "a=b", ".", "ü\n"])
 def test_a_refused_key_is_renamed_to_one_that_fits(key: str) -> None:
-    renamed = fit_key(key, STRICT)
+    renamed = STRICT.key(key)
     assert renamed != key
-    assert fit_key(renamed, STRICT) == renamed
+    assert STRICT.key(renamed) == renamed
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_two_keys_never_become_one(a: str, b: str) -> None:
-    assert a == b or fit_key(a, STRICT) != fit_key(b, STRICT)
+    assert a == b or STRICT.key(a) != STRICT.key(b)
 
 
 @given(st.text(min_size=1))
 def test_what_was_fitted_fits(key: str) -> None:
-    once = fit_key(key, STRICT)
-    assert fit_key(once, STRICT) == once
+    once = STRICT.key(key)
+    assert STRICT.key(once) == once
 
 
 def fitted_points(limits: Limits, **columns: list[object]) -> tuple[dict[str, list[object]], list[str]]:
@@ -250,7 +250,7 @@ def test_parts_and_links_are_dropped_and_counted() -> None:
 
 def test_refused_metric_keys_are_renamed_like_any_other() -> None:
     fitted, losses = fitted_points(STRICT, value=[1.0, 2.0], key=["loss%", "ok"], step=[1, 2], timestamp=[1, 2])
-    assert fitted["key"] == [fit_key("loss%", STRICT), "ok"]
+    assert fitted["key"] == [STRICT.key("loss%"), "ok"]
     assert len(losses) == 1
 
 

@@ -52,8 +52,8 @@ def fit_experiment(experiment: Experiment, limits: Limits) -> tuple[Experiment, 
         lose(f"name {experiment.name!r}", f"cut to {limits.experiment_name_length} characters: {name!r}")
     tags = {}
     for key, value in experiment.tags.items():
-        tags[fit_key(key, limits)] = _shorten(value, limits.experiment_tag_length)
-        if tags[fit_key(key, limits)] != value:
+        tags[limits.key(key)] = _shorten(value, limits.experiment_tag_length)
+        if tags[limits.key(key)] != value:
             lose(f"tag {key!r}", f"cut from {len(value)} to {limits.experiment_tag_length} characters")
     if not limits.experiment_times and (experiment.created is not None or experiment.updated is not None):
         lose(f"experiment {experiment.name!r}", "its times of creation and update become the target's own")
@@ -97,7 +97,7 @@ class _RunFitting:
         """(name, key that fits, value) of each; two names never become one key."""
         keyed = []
         for name, value in values.items():
-            key = fit_key(name, self.limits)
+            key = self.limits.key(name)
             if key != name:
                 self.lose(f"{role} {name!r}", f"renamed to {key!r}: the target refuses the name")
             keyed.append((name, key, value))
@@ -261,37 +261,6 @@ def _cut_columns(
                     changed[f"values of {table}.{column}", f"cut to {most} characters"] += 1
 
 
-def fit_key(key: str, limits: Limits) -> str:
-    """A name as the target takes it; one that had to change ends in a hash of what it was."""
-    return key if _fits(key, limits) else _renamed(key, limits)
-
-
-@lru_cache(maxsize=65536)
-def _fits(key: str, limits: Limits) -> bool:
-    if limits.key_chars is not None and not _allowed(limits.key_chars).fullmatch(key):
-        return False
-    if (limits.key_paths and not _clean_path(key)) or key in limits.key_words:
-        return False
-    return limits.key_length is None or len(key) <= limits.key_length
-
-
-def _renamed(key: str, limits: Limits) -> str:
-    mark = "_" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    clean = key if limits.key_chars is None else re.sub(f"[^{limits.key_chars}]", "_", key)
-    if limits.key_paths and not _clean_path(clean):
-        clean = re.sub(r"[./]", "_", clean)
-    return (clean if limits.key_length is None else clean[: limits.key_length - len(mark)]) + mark
-
-
-@lru_cache(maxsize=16)
-def _allowed(chars: str) -> re.Pattern[str]:
-    return re.compile(f"[{chars}]+")
-
-
-def _clean_path(key: str) -> bool:
-    return all(part not in ("", ".", "..") for part in key.split("/"))
-
-
 def _shorten(text: str, length: int | None) -> str:
     return text if length is None else text[:length]
 
@@ -346,7 +315,7 @@ class PointFitting:
 
     def _keys(self, columns: dict[str, pa.Array]) -> None:
         names = columns["key"].dictionary.to_pylist()
-        fitted = [fit_key(name, self.limits) for name in names]
+        fitted = [self.limits.key(name) for name in names]
         if fitted == names:
             return
         renamed = pa.array([a != b for a, b in zip(names, fitted, strict=True)]).take(columns["key"].indices)

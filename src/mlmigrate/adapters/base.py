@@ -22,10 +22,13 @@ changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
@@ -217,6 +220,10 @@ class Limits:
     blank_names: bool = True
     blank_starts: bool = True
 
+    def key(self, name: str) -> str:
+        """A name as the tracker takes it; one that had to change ends in a hash of what it was."""
+        return name if _fits(name, self) else _renamed(name, self)
+
     def holds(self, record_kind: str) -> bool:
         """Whether a record of this kind can be held."""
         holding = self.holding(record_kind)
@@ -225,6 +232,32 @@ class Limits:
     def holding(self, record_kind: str) -> Holding | None:
         """What was declared for this kind; None for nothing."""
         return next((one for one in self.holdings if one.kind == record_kind), None)
+
+
+@lru_cache(maxsize=65536)
+def _fits(name: str, limits: Limits) -> bool:
+    if limits.key_chars is not None and not _allowed(limits.key_chars).fullmatch(name):
+        return False
+    if (limits.key_paths and not _clean_path(name)) or name in limits.key_words:
+        return False
+    return limits.key_length is None or len(name) <= limits.key_length
+
+
+def _renamed(name: str, limits: Limits) -> str:
+    mark = "_" + hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    clean = name if limits.key_chars is None else re.sub(f"[^{limits.key_chars}]", "_", name)
+    if limits.key_paths and not _clean_path(clean):
+        clean = re.sub(r"[./]", "_", clean)
+    return (clean if limits.key_length is None else clean[: limits.key_length - len(mark)]) + mark
+
+
+@lru_cache(maxsize=16)
+def _allowed(chars: str) -> re.Pattern[str]:
+    return re.compile(f"[{chars}]+")
+
+
+def _clean_path(name: str) -> bool:
+    return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 from mlmigrate.adapters.mlflow.objects import KINDS
 from mlmigrate.adapters.wandb.limits import LIMITS, TEXT
 from mlmigrate.adapters.wandb.provenance import KEY, OWN_COLUMNS
-from mlmigrate.fit import fit_key, fit_run
+from mlmigrate.fit import fit_run
 from mlmigrate.testing.samples import hard_samples, make, samples
 
 
@@ -20,8 +20,8 @@ def test_no_run_of_the_samples_loses_anything(held):
 @pytest.mark.parametrize("key", ["", "_step", "_timestamp", "_runtime", "_wandb", "wandb_version", KEY, *OWN_COLUMNS])
 def test_keys_that_mean_something_else_in_wandb_are_renamed_and_that_is_told(key):
     fitted = fit_run(make("x", params={key: "1"}), LIMITS)
-    assert fit_key(key, LIMITS) != key
-    assert fitted.run.params == {fit_key(key, LIMITS): "1"}
+    assert LIMITS.key(key) != key
+    assert fitted.run.params == {LIMITS.key(key): "1"}
     assert [loss.what for loss in fitted.losses] == [f"param {key!r}"]
 
 
@@ -29,7 +29,7 @@ def test_keys_that_mean_something_else_in_wandb_are_renamed_and_that_is_told(key
     "key", ["loss", "val/loss", "a.b", "naïve 模型 🚀", "system/cpu", "_private", "x" * 1000, "a:b", "*"]
 )
 def test_all_other_keys_stay(key):
-    assert fit_key(key, LIMITS) == key
+    assert LIMITS.key(key) == key
 
 
 def test_a_text_that_would_fill_a_config_is_cut_and_kept_whole_as_an_artifact():

@@ -23,6 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.wandb import index, moments, names, trees
+from mlmigrate.adapters.wandb.blocks import neutral
+from mlmigrate.adapters.wandb.limits import LIMITS
 from mlmigrate.adapters.wandb.natives import numbers_of
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.outgoing import Facts, Home, outgoing, provenance_of
@@ -32,6 +34,7 @@ from mlmigrate.adapters.wandb.provenance import (
     KEY,
     RECORDS_TYPE,
     RUN_JSON,
+    SYSTEM,
     as_config,
     of_config,
 )
@@ -267,7 +270,7 @@ class WandbPlace:
         if native is not None:
             rows = open_rows.enter_context(closing(self._rows(draft)))
             _fill(rows, draft, native)
-            if self._others(rows, draft):
+            if self._others(rows, draft, native):
                 written = rows.sorted(native=True)
                 if written.native:
                     return written
@@ -280,15 +283,16 @@ class WandbPlace:
     def _rows(self, draft: _Draft) -> Rows:
         return Rows(self._folder / "rows", draft.run.start, ROWS_IN_MEMORY)
 
-    def _others(self, rows: Rows, draft: _Draft) -> bool:
+    def _others(self, rows: Rows, draft: _Draft, native: WandbRun) -> bool:
         """Adds the values that are no numbers; False where they cannot be told."""
         file = draft.files.get(HISTORY_JSONL)
         if file is None or file.open is None:
             return True
+        exact = _are_exact(draft.points, native)
         try:
             with file.open() as stream:
                 for step, time, runtime, key, text in index.values(stream):
-                    rows.other(step, time if draft.points.micros else _in_ms(time), runtime, key, text)
+                    rows.other(step, time if exact else _in_ms(time), runtime, _called(key), text)
         except BadData as error:
             self._lose(draft, HISTORY_JSONL, f"{error}, so only the numbers are written as rows")
             return False
@@ -376,6 +380,19 @@ def _facts(draft: _Draft, written: Written, native: WandbRun | None) -> Facts:
         keys=frozenset(draft.points.counts),
         last=written.last,
     )
+
+
+def _are_exact(points: _Points, native: WandbRun) -> bool:
+    """Whether times are to be taken to the microsecond: points have such, or there are none that rows could meet."""
+    alone = native.alone or ()
+    return points.micros or all(key in alone or key.startswith(SYSTEM) for key in points.counts)
+
+
+def _called(name: str) -> str:
+    """The name of a value in a row: where its numbers had to be called otherwise, it is too."""
+    key = neutral(name)
+    fitted = LIMITS.key(key)
+    return name if fitted == key else fitted
 
 
 def _in_ms(time: float | None) -> float | None:

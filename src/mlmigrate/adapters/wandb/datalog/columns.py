@@ -19,6 +19,8 @@ import pyarrow as pa
 
 from mlmigrate.adapters.wandb.datalog.messages import DecodeError, Message, has, pb, utf8
 from mlmigrate.adapters.wandb.datalog.scan import HISTORY, Found, Path, Unusual, scan
+from mlmigrate.adapters.wandb.gathering import SPELT
+from mlmigrate.adapters.wandb.provenance import OWN_COLUMNS
 from mlmigrate.adapters.wandb.shape import Block, Other
 
 STEP, TIME, RUNTIME = "_step", "_timestamp", "_runtime"
@@ -27,6 +29,7 @@ EXACT = 2.0**53  # integers beyond may be such that float64 cannot hold
 LONG = 250  # characters of a key that are told
 DEEPEST = 64  # dicts in dicts; below that they stay as they are
 _BEGINS = "-0123456789NI"  # the JSON of a number, NaN and Infinity among them
+_SPELT = frozenset(f'"{word}"' for word in SPELT)  # older SDKs have these words for what JSON has none for
 _NUMERIC = np.zeros(256, dtype=bool)
 _NUMERIC[list(_BEGINS.encode())] = True
 
@@ -204,6 +207,9 @@ def _look(leaf: Leaf, leaves: list[Leaf], others: list[Other], bad: Bad, *, join
     row, key, text = leaf
     if joined and text.startswith(tuple(_BEGINS)):
         leaves.append(leaf)
+        return
+    if text in _SPELT and key not in OWN_COLUMNS:
+        leaves.append(Leaf(row, key, text[1:-1]))
         return
     try:
         parts = _parts(text) if text.startswith("{") else _checked(text)

@@ -235,7 +235,7 @@ def _manifest(entries: Iterable[Entry]) -> Message:
 
 def _summary_paths(summary: Mapping[str, Json]) -> Iterable[tuple[list[str], Json]]:
     for name, value in summary.items():
-        if name == "_wandb" and isinstance(value, Mapping):
+        if name == "_wandb" and isinstance(value, Mapping) and value:
             yield from (([name, inner], one) for inner, one in value.items())
         else:
             yield [name], value
