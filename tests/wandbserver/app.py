@@ -274,11 +274,8 @@ class App:
 
     def control_less(self, given: dict[str, Any]) -> Reply:
         self.lesser = Lesser(given["plain"], given["older"], frozenset(given["nulls"]))
-        if given["older"] == self.graph.lesser.older:
-            self.graph.lesser = self.lesser
-        else:
-            bugs, self.graph = self.graph.bugs, self._graph()
-            self.graph.bugs = bugs
+        bugs, self.graph = self.graph.bugs, self._graph()
+        self.graph.bugs = bugs
         return Reply(200, b"null")
 
     def control_report(self, given: dict[str, Any]) -> Reply:

@@ -20,7 +20,7 @@ from graphql import (
 )
 from graphql.language import FieldNode
 
-from .lesser import Lesser, older
+from .lesser import Lesser, lessened
 from .mutations import RUNS
 from .nodes import (
     ArtifactNode,
@@ -64,7 +64,7 @@ class Graph:
     def __init__(self, world: World, lesser: Lesser) -> None:
         self.world = world
         self.lesser = lesser
-        self.schema = older(schema()) if lesser.older else schema()
+        self.schema = lessened(schema(), lesser)
         self.operations: dict[str, Operation] = {}
         self.bugs: list[str] = []
 
@@ -119,8 +119,7 @@ class Graph:
         """As GraphQL's own, but a name that is missing is a mistake, not null."""
         value = source.get(info.field_name) if isinstance(source, dict) else getattr(source, info.field_name)
         found = value(info, **given) if callable(value) else value
-        kind = info.parent_type
-        return found if self.lesser.told((kind.name, *(one.name for one in kind.interfaces)), info.field_name) else None
+        return found if f"{info.parent_type.name}.{info.field_name}" not in self.lesser.nulls else None
 
 
 class Root:

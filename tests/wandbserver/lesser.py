@@ -3,13 +3,14 @@
 plain   a request asks for one thing: an operation with several fields at its root, or with one field twice under other
         names, is refused; "status" says how
 older   lacks what the SDK (0.31) itself asks for only where the server says that it has it, or leaves out; and exports
-nulls   fields ("Run.user") that are null, as the schema allows
+nulls   fields ("Run.user") that are told as null, whether or not the schema allows that
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from graphql import (
     DocumentNode,
@@ -18,6 +19,7 @@ from graphql import (
     FragmentSpreadNode,
     GraphQLInputObjectType,
     GraphQLInterfaceType,
+    GraphQLNonNull,
     GraphQLObjectType,
     GraphQLSchema,
     InlineFragmentNode,
@@ -73,10 +75,6 @@ class Lesser:
         """Why a strict gateway does not take this; "" where it does."""
         return REFUSALS[self.plain] if self.plain and document is not None and _several(document) else ""
 
-    def told(self, kinds: tuple[str, ...], field: str) -> bool:
-        """Whether the field of a type of these names is told."""
-        return not self.nulls or not any(f"{kind}.{field}" in self.nulls for kind in kinds)
-
 
 def _several(document: DocumentNode) -> bool:
     fragments = {one.name.value: one for one in document.definitions if isinstance(one, FragmentDefinitionNode)}
@@ -107,14 +105,25 @@ def _fields(of: SelectionSetNode, fragments: dict[str, FragmentDefinitionNode]) 
             yield from _fields(fragments[one.name.value].selection_set, fragments)
 
 
-def older(schema: GraphQLSchema) -> GraphQLSchema:
-    """The schema without what an older server lacks."""
-    for path in LACKS:
+def lessened(schema: GraphQLSchema, lesser: Lesser) -> GraphQLSchema:
+    """The schema without what an older server lacks, where nulls are allowed that are told."""
+    for path in LACKS if lesser.older else ():
         kind, name, *argument = path.split(".")
-        of = schema.type_map[kind]
-        assert isinstance(of, GraphQLObjectType | GraphQLInterfaceType | GraphQLInputObjectType)
         if argument:
-            del of.fields[name].args[argument[0]]
+            del _fields_of(schema, kind)[name].args[argument[0]]
         else:
-            del of.fields[name]
+            del _fields_of(schema, kind)[name]
+    for path in lesser.nulls:
+        kind, name = path.split(".")
+        of = schema.type_map[kind]
+        above = of.interfaces if isinstance(of, GraphQLObjectType) else ()
+        for one in (kind, *(one.name for one in above if name in one.fields)):
+            field = _fields_of(schema, one)[name]
+            field.type = field.type.of_type if isinstance(field.type, GraphQLNonNull) else field.type
     return schema
+
+
+def _fields_of(schema: GraphQLSchema, kind: str) -> dict[str, Any]:
+    of = schema.type_map[kind]
+    assert isinstance(of, GraphQLObjectType | GraphQLInterfaceType | GraphQLInputObjectType)
+    return of.fields

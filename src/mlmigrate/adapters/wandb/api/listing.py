@@ -15,16 +15,21 @@ from mlmigrate.adapters.wandb.address import Spot
 from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.pages import all_pages, held, hidden, next_page, nodes
 from mlmigrate.adapters.wandb.api.told import Listed, as_json, listed, milliseconds
-from mlmigrate.adapters.wandb.api.versions import HISTORY_TYPE, next_page, nodes, version_of
+from mlmigrate.adapters.wandb.api.versions import HISTORY_TYPE, version_of
 from mlmigrate.adapters.wandb.catalogue import Project, Report, Sweep
 from mlmigrate.adapters.wandb.shape import Version
 from mlmigrate.errors import NotFound, Refused, Unavailable
+from mlmigrate.model import Loss
 
 RUNS = 100  # in a page, with config and summary
 FEWEST, MOST = 10, 1000
 LIGHT = 2 << 20  # letters of config and summary in a page: one with fewer is followed by a larger one
 THINGS = 100
+EMPTY: Mapping[str, Any] = {"edges": []}
+CALLED = {"models": "projects", "sweeps": "sweeps", "allViews": "reports", "artifactTypes": "types of artifacts",
+          "artifactCollections": "collections of artifacts", "artifacts": "versions of artifacts"}  # fmt: skip
 OLDEST_FIRST = "+created_at"
 Json = Mapping[str, Any]
 
@@ -40,9 +45,11 @@ def entity_of(client: Client, spot: Spot) -> str:
     return found
 
 
-def projects(client: Client, entity: str) -> list[Project]:
+def projects(client: Client, entity: str, losses: list[Loss]) -> list[Project]:
     """All projects of an entity. Raises NotFound where there is no such entity, or none of its projects can be seen."""
-    found = [_project(node, entity) for node in _pages(client, operations.PROJECTS, {"entity": entity}, "models")]
+    found = [
+        _project(node, entity) for node in _listed(client, operations.PROJECTS, {"entity": entity}, losses, "models")
+    ]
     if not found and not _known(client, entity):
         raise NotFound(
             f"{client.base_url} has no entity {entity!r}, or this API key does not see it.", "Look at its name in W&B"
@@ -58,13 +65,17 @@ def project(client: Client, entity: str, name: str) -> Project:
     return _project(node, entity)
 
 
-def list_runs(client: Client, entity: str, project: str, ids: Sequence[str] | None = None) -> Iterator[Listed]:
+def list_runs(
+    client: Client, entity: str, project: str, losses: list[Loss], ids: Sequence[str] | None = None
+) -> Iterator[Listed]:
     """The runs of a project, or those that `ids` name, the oldest first; files and artifacts are not told.
 
-    A page that is too much for the server is asked for in smaller ones. Raises NotFound where there is no such project.
+    A page that is too much for the server is asked for in smaller ones. Raises NotFound where there is no such project,
+    Untold where the server keeps its runs to itself.
     """
     filters = {} if ids is None else {"name": {"$in": list(ids)}}
     size = RUNS if ids is None else max(len(ids), 1)
+    what = f"the runs of {entity}/{project}"
     cursor: str | None = None
     while True:
         variables = {
@@ -84,11 +95,12 @@ def list_runs(client: Client, entity: str, project: str, ids: Sequence[str] | No
             continue
         if not isinstance(told, dict):
             raise _no_project(client, entity, project)
-        page = told.get("runs") or {}
+        page = held(told.get("runs"), what)
         yield from (listed(node, entity, project) for node in nodes(page))
+        tell_hidden(page, what, losses)
         if _letters(page) < LIGHT:
             size = min(2 * size, MOST)
-        cursor = next_page(page)
+        cursor = next_page(page, cursor, what)
         if cursor is None:
             return
 
@@ -103,22 +115,22 @@ def run(client: Client, entity: str, project: str, id: str) -> Listed | None:
     return listed(node, entity, project) if isinstance(node, dict) else None
 
 
-def sweeps(client: Client, entity: str, project: str) -> list[Sweep]:
+def sweeps(client: Client, entity: str, project: str, losses: list[Loss]) -> list[Sweep]:
     """The sweeps of a project. Servers that tell none have none for us."""
     try:
-        found = list(_pages(client, operations.SWEEPS, _named(entity, project), "project", "sweeps"))
+        found = list(_listed(client, operations.SWEEPS, _named(entity, project), losses, "project", "sweeps"))
     except Unsupported:
         return []
     return [_sweep(node, entity, project) for node in found]
 
 
-def reports(client: Client, entity: str, project: str) -> list[Report]:
+def reports(client: Client, entity: str, project: str, losses: list[Loss]) -> list[Report]:
     """The reports of a project, drafts too. Those that cannot be seen are none."""
     found: dict[str, Report] = {}
     for kind in ("runs", "runs/draft"):  # the second: those that are not published
         variables = {**_named(entity, project), "viewType": kind}
         try:
-            for node in _pages(client, operations.REPORTS, variables, "project", "allViews"):
+            for node in _listed(client, operations.REPORTS, variables, losses, "project", "allViews"):
                 body = {**node, "viewType": kind, "spec": as_json(node.get("spec")) or node.get("spec")}
                 found[str(node["id"])] = Report(str(node["id"]), entity, project, body)
         except Unsupported:
@@ -126,54 +138,68 @@ def reports(client: Client, entity: str, project: str) -> list[Report]:
     return list(found.values())
 
 
-def versions(client: Client, entity: str, project: str, type_: str | None = None) -> Iterator[tuple[Version, Json]]:
+def versions(
+    client: Client, entity: str, project: str, losses: list[Loss], type_: str | None = None
+) -> Iterator[tuple[Version, Json]]:
     """All versions in a project (of one type), each with its node; what is linked from elsewhere is left out."""
-    types = [type_] if type_ is not None else _types(client, entity, project)
+    types = [type_] if type_ is not None else _types(client, entity, project, losses)
     for name in types:
-        collections = _pages(
-            client, operations.COLLECTIONS_AND_VERSIONS, {**_named(entity, project), "type": name},
+        collections = _listed(
+            client, operations.COLLECTIONS_AND_VERSIONS, {**_named(entity, project), "type": name}, losses,
             "project", "artifactType", "artifactCollections",
         )  # fmt: skip
         for collection in collections:
             if collection.get("__typename") != "ArtifactPortfolio":
-                yield from _versions(client, entity, project, name, collection)
+                yield from _versions(client, entity, project, name, collection, losses)
 
 
-def loose(client: Client, entity: str, project: str) -> list[tuple[Version, Json]]:
+def loose(client: Client, entity: str, project: str, losses: list[Loss]) -> list[tuple[Version, Json]]:
     """Versions that no run made."""
-    return [(version, node) for version, node in versions(client, entity, project) if not version.run]
+    return [(version, node) for version, node in versions(client, entity, project, losses) if not version.run]
 
 
 def _versions(
-    client: Client, entity: str, project: str, type_: str, collection: Json
+    client: Client, entity: str, project: str, type_: str, collection: Json, losses: list[Loss]
 ) -> Iterator[tuple[Version, Json]]:
-    page = collection.get("artifacts") or {}
+    page = held(collection.get("artifacts"), f"the versions of {collection.get('name')} of {entity}/{project}")
     found = nodes(page)
-    if next_page(page) is not None:
+    if (page.get("pageInfo") or {}).get("hasNextPage"):
         variables = {**_named(entity, project), "type": type_, "collection": collection["name"]}
         names = ("project", "artifactType", "artifactCollection", "artifacts")
-        found = list(_pages(client, operations.VERSIONS, variables, *names))
+        found = list(_listed(client, operations.VERSIONS, variables, losses, *names))
     for node in found:
         yield version_of(node), node
 
 
-def _types(client: Client, entity: str, project: str) -> list[str]:
-    found = _pages(client, operations.ARTIFACT_TYPES, _named(entity, project), "project", "artifactTypes")
+def _types(client: Client, entity: str, project: str, losses: list[Loss]) -> list[str]:
+    found = _listed(client, operations.ARTIFACT_TYPES, _named(entity, project), losses, "project", "artifactTypes")
     return [str(node["name"]) for node in found if node["name"] != HISTORY_TYPE]
 
 
-def _pages(client: Client, operation: str, variables: Json, *way: str) -> Iterator[dict[str, Any]]:
-    """The nodes of all pages of what lies at `way` in the answers."""
-    cursor: str | None = None
-    while True:
+def _listed(client: Client, operation: str, variables: Json, losses: list[Loss], *way: str) -> Iterator[dict[str, Any]]:
+    """The nodes of all pages of what lies at `way` in the answers. Raises Untold."""
+    what = (
+        f"{CALLED[way[-1]]} of {'/'.join(str(variables[name]) for name in ('entity', 'project') if name in variables)}"
+    )
+
+    def ask(cursor: str | None) -> Json | None:
         found: Any = client.graphql(operation, {**variables, "cursor": cursor, "perPage": THINGS})
-        for name in way:
-            found = (found or {}).get(name)
-        page = found or {}
+        for name in way[:-1]:
+            found = found.get(name)
+            if found is None:
+                return EMPTY  # gone since it was listed
+        page: Json | None = found.get(way[-1])
+        return page
+
+    for page in all_pages(ask, what):
         yield from nodes(page)
-        cursor = next_page(page)
-        if cursor is None:
-            return
+        tell_hidden(page, what, losses)
+
+
+def tell_hidden(page: Json, what: str, losses: list[Loss]) -> None:
+    """Things of a page that the server keeps to itself are losses."""
+    if n := hidden(page):
+        losses.append(Loss("", what, f"the server tells null for {n} of them"))
 
 
 def _letters(page: Json) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 from mlmigrate.adapters.wandb import digests
 from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.pages import all_pages, nodes
 from mlmigrate.adapters.wandb.api.stream import Where
 from mlmigrate.adapters.wandb.api.uploads import Bytes, base64_of, measured, of_data, part_of, put, send
 from mlmigrate.adapters.wandb.api.writes import (
@@ -46,6 +47,7 @@ PART = 100 << 20
 PARTS = 10_000
 COMMITS = 3
 VERSIONS_PER_PAGE = 200
+NONE: Mapping[str, Any] = {"edges": []}
 HOME, TAGS = "the home of an artifact that is used", "tags of versions"  # what servers of some age do not know
 _NUMBER = re.compile(r"v\d+")  # aliases that W&B gives itself
 
@@ -174,16 +176,15 @@ class Artifacts:
     def _versions(self, where: Where, version: Version) -> Iterator[tuple[str, Mapping[str, Any]]]:
         given: dict[str, Any] = {"entity": where.entity, "project": where.project, "perPage": VERSIONS_PER_PAGE}
         given |= {"type": version.type, "collection": version.name}
-        while True:
-            data = self.client.graphql(VERSIONS, given)
-            kind = (data.get("project") or {}).get("artifactType") or {}
-            found = (kind.get("artifactCollection") or {}).get("artifacts") or {}
-            for edge in found.get("edges") or ():
-                yield f"v{edge['node'].get('versionIndex')}", edge["node"]
-            page = found.get("pageInfo") or {}
-            if not page.get("hasNextPage"):
-                return
-            given["cursor"] = page["endCursor"]
+
+        def ask(cursor: str | None) -> Mapping[str, Any] | None:
+            data = self.client.graphql(VERSIONS, {**given, "cursor": cursor})
+            found = ((data.get("project") or {}).get("artifactType") or {}).get("artifactCollection")
+            return NONE if found is None else found.get("artifacts")
+
+        for page in all_pages(ask, f"the versions of {version.name} of {where.entity}/{where.project}"):
+            for node in nodes(page):
+                yield f"v{node.get('versionIndex')}", node
 
     def _create(self, given: Draft, digest: str) -> dict[str, Any]:
         version, where = given.version, given.where
@@ -207,7 +208,11 @@ class Artifacts:
             "sequenceClientID": sequence,
         }
         tags = {"tags": [{"tagName": tag} for tag in version.tags]} if version.tags else {}
-        made = self._ask(CREATE_ARTIFACT, sent, TAGS, tags)["createArtifact"]["artifact"]
+        made = (self._ask(CREATE_ARTIFACT, sent, TAGS, tags).get("createArtifact") or {}).get("artifact")
+        if not made or not made.get("id"):
+            raise MigrateError(
+                f"W&B did not make {given.shown}, and does not say why.", "The same command again tries it"
+            )
         if made["state"] not in ("COMMITTED", "PENDING", "DELETED"):
             raise MigrateError(f"W&B says that {given.shown} is {made['state']!r}, which we do not know.")
         return dict(made)
@@ -217,7 +222,7 @@ class Artifacts:
         place = self._manifest(given, artifact["id"], latest.get("id"), "", upload=False)
         births = self._send(given, artifact["id"], place["id"])
         manifest = of_data("wandb_manifest.json", _manifest_of(given, births))
-        file = self._manifest(given, artifact["id"], latest.get("id"), manifest.md5, upload=True)["file"]
+        file = self._manifest(given, artifact["id"], latest.get("id"), manifest.md5, upload=True).get("file") or {}
         if not file.get("uploadUrl"):
             raise MigrateError(f"W&B gives no URL for the manifest of {given.shown}.")
         send(self.client, manifest, file["uploadUrl"], file.get("uploadHeaders") or (), given.shown)
@@ -235,7 +240,10 @@ class Artifacts:
             "includeUpload": upload,
         }
         data = self.client.graphql(CREATE_ARTIFACT_MANIFEST, sent)
-        return dict(data["createArtifactManifest"]["artifactManifest"])
+        made = (data.get("createArtifactManifest") or {}).get("artifactManifest")
+        if not made:
+            raise MigrateError(f"W&B makes no manifest of {given.shown}.", "The same command again tries it")
+        return dict(made)
 
     def _send(self, given: Draft, id: str, manifest: str) -> dict[str, str]:
         """The bytes; gives path -> id of the version that had them first."""
@@ -244,8 +252,8 @@ class Artifacts:
         for first in range(0, len(entries), FILES_PER_CALL):
             some = entries[first : first + FILES_PER_CALL]
             parts = [self._parts(entry) for entry in some]
-            nodes = self._places(given, id, manifest, some, parts)
-            for entry, told, node in zip(some, parts, nodes, strict=True):
+            places = self._places(given, id, manifest, some, parts)
+            for entry, told, node in zip(some, parts, places, strict=True):
                 births[entry.path] = (node.get("artifact") or {}).get("id") or id
                 self._send_one(given, entry, told, node, births[entry.path])
         return births
@@ -258,10 +266,10 @@ class Artifacts:
             spec = {"artifactID": id, "name": entry.path, "md5": entry.digest, "artifactManifestID": manifest}
             specs.append({**spec, "uploadPartsInput": told} if told else spec)
         data = self.client.graphql(CREATE_ARTIFACT_FILES, {"input": {"artifactFiles": specs, "storageLayout": "V2"}})
-        nodes = [edge["node"] for edge in data["createArtifactFiles"]["files"]["edges"]]
-        if len(nodes) != len(some):
-            raise MigrateError(f"W&B gives {len(nodes)} places for {len(some)} files of {given.shown}.")
-        return nodes
+        places = nodes((data.get("createArtifactFiles") or {}).get("files"))
+        if len(places) != len(some):
+            raise MigrateError(f"W&B gives {len(places)} places for {len(some)} files of {given.shown}.")
+        return places
 
     def _send_one(
         self, given: Draft, entry: Entry, told: list[dict[str, Any]], node: Mapping[str, Any], birth: str

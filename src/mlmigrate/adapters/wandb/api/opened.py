@@ -11,20 +11,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.histories import FEW_EVENTS, History, Told, Where, events, inline, run_of
+from mlmigrate.adapters.wandb.api.pages import Untold, all_pages, held, hidden, next_page, nodes
 from mlmigrate.adapters.wandb.api.told import Listed, as_json, whole, with_environment
 from mlmigrate.adapters.wandb.api.versions import (
     HISTORY_TYPE,
     Urls,
     files_of,
-    next_page,
-    nodes,
     opener,
     producer_of,
     version_of,
@@ -40,6 +39,23 @@ CALLED = {"history": "history", "events": "system metrics", "files": "files of t
 LARGEST_METADATA = 4 << 20
 _SPOOL = 1 << 20
 Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """How pages of a list of a run's are asked for: the field, the operation, what it calls the cursor."""
+
+    field: str
+    operation: str
+    cursor: str
+    more: Json
+
+
+_LISTS = {
+    "files": _List("files", operations.FILES, "fileCursor", {"fileLimit": FILES}),
+    "logged": _List("outputArtifacts", operations.LOGGED, "cursor", {"perPage": VERSIONS}),
+    "used": _List("inputArtifacts", operations.USED, "cursor", {"perPage": VERSIONS}),
+}
 
 
 class OnlineRun:
@@ -75,9 +91,9 @@ def open_run(client: Client, listed: Listed, sweep: Json | None = None) -> Onlin
     losses: list[Loss] = []
     answer = look(client, where, listed, losses)
     opened = OnlineRun(client, where, listed, answer, losses)
-    files = _files(client, where, answer, live=listed.live)
-    logged = _versions(client, where, answer, "outputArtifacts", operations.LOGGED)
-    used = _versions(client, where, answer, "inputArtifacts", operations.USED)
+    files = _files(client, where, answer, losses, live=listed.live)
+    logged = _versions(client, where, answer, "logged", losses)
+    used = _versions(client, where, answer, "used", losses)
     console = _console(client, where, answer, files)
     told = opened.run if run.metadata else with_environment(opened.run, _metadata(files), listed.beat)
     opened.run = replace(
@@ -131,12 +147,11 @@ def _look_singly(
     return found
 
 
-def _files(client: Client, where: Where, answer: Json, *, live: bool) -> list[File]:
+def _files(client: Client, where: Where, answer: Json, losses: list[Loss], *, live: bool) -> list[File]:
     """The files of the run page. Those of a run that goes on may change before they are read."""
     urls = Urls(lambda: {str(one["name"]): str(one["directUrl"]) for one in _all_files(client, where)}, complete=True)
-    page = answer.get("files") or {}
-    found = _pages(client, where, page, "files", operations.FILES, "fileCursor", {"fileLimit": FILES})
-    return [_file(client, urls, {**node, "md5": ""} if live else node) for node in found]
+    found = _told(client, where, answer, "files", losses)
+    return [_file(client, urls, {**node, "md5": ""} if live else node) for node in found if node.get("name")]
 
 
 def _file(client: Client, urls: Urls, node: Json) -> File:
@@ -149,31 +164,40 @@ def _file(client: Client, urls: Urls, node: Json) -> File:
 
 
 def _all_files(client: Client, where: Where) -> Iterator[dict[str, Any]]:
-    first = {"pageInfo": {"hasNextPage": True, "endCursor": ""}}
-    found = _pages(client, where, first, "files", operations.FILES, "fileCursor", {"fileLimit": FILES})
-    return (one for one in found if one.get("directUrl"))
+    pages = all_pages(lambda cursor: _page(client, where, "files", cursor), "the files of a run")
+    return (one for page in pages for one in nodes(page) if one.get("name") and one.get("directUrl"))
 
 
-def _versions(client: Client, where: Where, answer: Json, name: str, operation: str) -> list[dict[str, Any]]:
+def _versions(client: Client, where: Where, answer: Json, part: str, losses: list[Loss]) -> list[dict[str, Any]]:
     """Versions in the order they were made; W&B's own copies of the history are left out."""
-    page = answer.get(name) or {}
-    found = list(_pages(client, where, page, name, operation, "cursor", {"perPage": VERSIONS}))
+    found = _told(client, where, answer, part, losses)
     found = [node for node in found if (node.get("artifactType") or {}).get("name") != HISTORY_TYPE]
     return sorted(found, key=lambda node: str(node.get("createdAt") or ""))
 
 
-def _pages(
-    client: Client, where: Where, page: Json, name: str, operation: str, cursor: str, more: Json
-) -> Iterator[dict[str, Any]]:
-    """The nodes of a page and of those after it."""
-    while True:
-        yield from nodes(page)
-        info = page.get("pageInfo") or {}
-        if not info.get("hasNextPage") or info.get("endCursor") is None:
-            return
-        named = {"entity": where.entity, "project": where.project, "name": where.run}
-        variables = {**named, cursor: info["endCursor"] or None, **more}
-        page = run_of(client.graphql(operation, variables), where).get(name) or {}
+def _told(client: Client, where: Where, answer: Json, part: str, losses: list[Loss]) -> list[dict[str, Any]]:
+    """All of a list of the run's, whose first page is in the answer. What the server keeps to itself is a loss."""
+    first, what = _LISTS[part].field, f"{CALLED[part]} of {where.run}"
+    if first not in answer:  # which was told
+        return []
+    try:
+        held(answer[first], what)
+    except Untold:
+        losses.append(Loss(where.run, CALLED[part], "the server tells null for them"))
+        return []
+    found: list[dict[str, Any]] = []
+    for page in all_pages(lambda cursor: answer[first] if cursor is None else _page(client, where, part, cursor), what):
+        found += nodes(page)
+        if n := hidden(page):
+            losses.append(Loss(where.run, CALLED[part], f"the server tells null for {n} of them"))
+    return found
+
+
+def _page(client: Client, where: Where, part: str, cursor: str | None) -> Json | None:
+    one = _LISTS[part]
+    named = {"entity": where.entity, "project": where.project, "name": where.run}
+    variables = {**named, **one.more, one.cursor: cursor}
+    return run_of(client.graphql(one.operation, variables), where).get(one.field)
 
 
 def _logged(client: Client, node: Json, run: str, losses: list[Loss]) -> Version:
@@ -194,9 +218,19 @@ def _metadata(files: Sequence[File]) -> dict[str, Any]:
 
 def _console(client: Client, where: Where, answer: Json, files: Sequence[File]) -> list[File]:
     """The console's lines as output.log, where the run has no such file."""
-    if any(file.path == OUTPUT for file in files) or not answer.get("logLineCount"):
+    if any(file.path == OUTPUT for file in files) or answer.get("logLineCount") == 0:
+        return []
+    if answer.get("logLineCount") is None and not _talks(client, where):
         return []
     return [File(OUTPUT, console_opener(client, where))]
+
+
+def _talks(client: Client, where: Where) -> bool:
+    """Whether there are console lines, where the server does not say how many."""
+    try:
+        return any(True for _ in _lines(client, where))
+    except (Unsupported, NotFound):
+        return False
 
 
 def console_opener(client: Client, where: Where) -> Opener:
@@ -222,9 +256,10 @@ def _lines(client: Client, where: Where) -> Iterator[str]:
         told = _look(client, where, ["lines"], {**named, "name": where.run})
         last = whole(told.get("logLineCount")) or 1 << 30
         page = _console_page(client, where, operations.CONSOLE_TAIL, {**named, "last": last})
+    cursor: str | None = None
     while True:
         yield from (str(node.get("line") or "").rstrip("\n") for node in nodes(page))
-        cursor = next_page(page)
+        cursor = next_page(page, cursor, f"the console lines of {where.run}")
         if cursor is None:
             return
         page = _console_page(client, where, operations.CONSOLE, {**named, "first": LINES, "after": cursor})

@@ -111,14 +111,13 @@ class Places:
         config = config_of(sheet.run)
         files = self._files(sheet, where, config)
         answer = self._made(_upsert_of(sheet.run, where, config), files if known is None else ())
-        made = answer["upsertBucket"] or {}
+        made = answer.get("upsertBucket") or {}
         bucket = made.get("bucket")
-        if not bucket:
+        if not bucket or not bucket.get("id"):
             raise MigrateError(f"W&B did not make the run {where.shown}.", "May the key's owner write there?")
-        fresh = known is None and not bucket.get("historyLineCount")
+        fresh = known is None and bool(made.get("inserted", True)) and not bucket.get("historyLineCount")
         if known is None:
             there = Counts() if fresh else counts(self.client, where)
-        fresh = fresh and bool(made.get("inserted", True))
         begun = Begun(sheet, where, bucket["id"], config, there, fresh, files, answer.get("createRunFiles"))
         self.there.note(_existing(begun, generation))
         return begun

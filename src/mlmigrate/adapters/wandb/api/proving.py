@@ -16,6 +16,7 @@ from typing import Any
 
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.logged import Made
+from mlmigrate.adapters.wandb.api.pages import Untold, all_pages, held, hidden, nodes
 from mlmigrate.adapters.wandb.api.stream import Where, history_lines
 from mlmigrate.adapters.wandb.api.writes import HISTORY_PAGE, INPUT_ARTIFACTS, OUTPUT_ARTIFACTS, RUN_FILES, look_at
 from mlmigrate.adapters.wandb.shape import Block, Sheet
@@ -28,7 +29,7 @@ FILES_PER_LOOK = 100  # of one run among others; more are asked for on their own
 ARTIFACTS_PER_PAGE = 200
 EVENTS_READ = 2000  # up to so many system metrics are compared one by one: the server samples more of them
 TOO_MANY = "there are too many lines"  # how a difference begins that no waiting mends
-UNTOLD = "W&B does not tell of it"
+UNTOLD, NULL = "W&B does not tell of it", "W&B tells null for"
 SHOWN = 5  # differences in a message
 FIRST_WAIT, LONGEST_WAIT = 0.05, 3.0
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -96,6 +97,9 @@ class Proof:
             raise seen
         if seen is None:
             return ["the run itself is missing"]
+        nulls = [name for name, sent in _sent(one).items() if sent and seen.get(name) is None]
+        if nulls:
+            return [f"{NULL} {', '.join(nulls)}"]
         found = told(one, seen) + history(one, seen) + events(one, seen) + self._files(one, seen)
         return found or self._artifacts(one) + self._rows(one, seen)
 
@@ -124,13 +128,13 @@ class Proof:
         return [project.get(f"r{n}") for n in range(len(written))]
 
     def _files(self, one: Written, seen: Row) -> list[str]:
-        there = _nodes(seen.get("files"))
+        there = _seen(seen.get("files"), one.where) if one.files else []
         paths = list(one.files)
         for first in range(FILES_PER_LOOK, len(paths), FILES_PER_LOOK):
             some = paths[first : first + FILES_PER_LOOK]
             variables = {"entity": one.where.entity, "project": one.where.project, "name": one.where.id}
             data = self.client.graphql(RUN_FILES, {**variables, "fileNames": some, "fileLimit": len(some)})
-            there += _nodes(((data.get("project") or {}).get("run") or {}).get("files"))
+            there += _seen(((data.get("project") or {}).get("run") or {}).get("files"), one.where)
         md5s = {node["name"]: node.get("md5") for node in there}
         found = [f"the file {path!r} is missing" for path in paths if path not in md5s]
         return found + [
@@ -158,13 +162,15 @@ class Proof:
         """The versions that a run made, or read."""
         given: dict[str, Any] = {"entity": where.entity, "project": where.project, "run": where.id}
         given["perPage"] = ARTIFACTS_PER_PAGE
-        while True:
-            data = self.client.graphql(operation, given)
-            page = ((data.get("project") or {}).get("run") or {}).get("artifacts") or {}
-            yield from _nodes(page)
-            if not (page.get("pageInfo") or {}).get("hasNextPage"):
-                return
-            given["cursor"] = page["pageInfo"]["endCursor"]
+
+        def ask(cursor: str | None) -> Row | None:
+            data = self.client.graphql(operation, {**given, "cursor": cursor})
+            return ((data.get("project") or {}).get("run") or {}).get("artifacts")
+
+        for page in all_pages(ask, f"the artifacts of the run {where.shown}"):
+            if n := hidden(page):
+                raise Untold(f"W&B tells null for {n} of the artifacts of the run {where.shown}.")
+            yield from nodes(page)
 
     def _rows(self, one: Written, seen: Row) -> list[str]:
         """The rows that one look did not bring."""
@@ -187,7 +193,11 @@ class Proof:
         variables: dict[str, Any] = {"entity": where.entity, "project": where.project, "run": where.id}
         variables |= {"minStep": page.steps[0], "maxStep": page.steps[-1] + 1, "pageSize": rows + 10}
         data = self.client.graphql(HISTORY_PAGE, variables)
-        got = ((data.get("project") or {}).get("run") or {}).get("history") or []
+        got = ((data.get("project") or {}).get("run") or {}).get("history")
+        if got is None:
+            raise Untold(
+                f"W&B tells nothing of the history of the run {where.shown}.", "The same command again goes on"
+            )
         if len(got) >= rows or rows <= LEAST_ROWS:
             return lines_differ(page.lines, got, first)
         half = rows // 2
@@ -382,19 +392,36 @@ def _asked(one: Written) -> dict[str, Any]:
     }
 
 
-def _nodes(connection: object) -> list[dict[str, Any]]:
-    edges = connection.get("edges") or () if isinstance(connection, Mapping) else ()
-    return [edge["node"] for edge in edges if edge.get("node")]
-
-
 def _final(differences: Sequence[str]) -> bool:
     """Waiting mends nothing: more is there than was sent, or the server refuses to tell."""
     return any(one.startswith((TOO_MANY, UNTOLD)) for one in differences)
 
 
+def _seen(files: Row | None, where: Where) -> list[dict[str, Any]]:
+    """Files that the server tells. Raises Untold where it keeps some to itself."""
+    found = nodes(held(files, f"the files of the run {where.shown}"))
+    if n := hidden(files):
+        raise Untold(f"W&B tells null for {n} of the files of the run {where.shown}.")
+    return found
+
+
+def _sent(one: Written) -> dict[str, object]:
+    """Whether anything was sent of what a look asks for."""
+    run = one.sheet.run
+    plain = {"state": run.state, "tags": run.tags, "config": one.config, "summaryMetrics": run.summary}
+    lines = {"historyLineCount": one.sheet.rows, "history": one.lines, "events": one.events}
+    return {**plain, "displayName": run.name, "jobType": run.job_type, **lines, "files": one.files}
+
+
 def _error(one: Written, differences: Sequence[str]) -> MigrateError:
+    """Untold where there is no difference, but nothing to compare with."""
     more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
     shown = "; ".join(differences[:SHOWN]) + more
+    if differences[0].startswith((UNTOLD, NULL)):
+        return Untold(
+            f"The run {one.where.shown} cannot be proven: {shown}.",
+            "It has no stamp, so the same command again goes on with it",
+        )
     return Damaged(
         f"The run {one.where.shown} is not as it was sent: {shown}.",
         "It has no stamp, so the same command again goes on with it",

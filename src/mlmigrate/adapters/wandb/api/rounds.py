@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mlmigrate.adapters.wandb.api.pages import Untold
 from mlmigrate.adapters.wandb.api.places import Begun
 from mlmigrate.adapters.wandb.api.proving import Written
 from mlmigrate.adapters.wandb.provenance import KEY, of_config
@@ -110,7 +111,7 @@ class Round:
 
     def _again(self, sent: Sent, error: MigrateError) -> None:
         """A run that was gone on with may have been spoiled where nobody looked before: once more, from nothing."""
-        if sent.begun.fresh:
+        if sent.begun.fresh or isinstance(error, Untold):
             self.errors.append(error)
             return
         generation = _generation(sent.begun.config)

@@ -23,6 +23,7 @@ from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.generations import Generations
 from mlmigrate.adapters.wandb.api.links import linked
 from mlmigrate.adapters.wandb.api.logged import Artifacts, Made, draft
+from mlmigrate.adapters.wandb.api.pages import nodes
 from mlmigrate.adapters.wandb.api.places import Begun, Places, as_json
 from mlmigrate.adapters.wandb.api.proving import Proof, Written
 from mlmigrate.adapters.wandb.api.rounds import Round, Sent
@@ -150,8 +151,8 @@ class Sending:
             some = [file.path for file in files[first : first + 100]]
             given = {"entity": where.entity, "project": where.project, "name": where.id, "fileNames": some}
             data = self.client.graphql(RUN_FILES, {**given, "fileLimit": len(some)})
-            found = (((data.get("project") or {}).get("run") or {}).get("files") or {}).get("edges") or ()
-            there |= {edge["node"]["name"]: edge["node"].get("md5") or "" for edge in found}
+            found = nodes(((data.get("project") or {}).get("run") or {}).get("files"))
+            there |= {node["name"]: node.get("md5") or "" for node in found}
         return [file for file in files if there.get(file.path) != file.md5]
 
     def _log(self, where: Where, versions: Iterable[Version]) -> Iterator[Made]:

@@ -7,17 +7,16 @@ read      a pack's runs are listed once more, together, and looked at many at a 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from mlmigrate.adapters.base import Context, Packing
 from mlmigrate.adapters.wandb.address import spot
 from mlmigrate.adapters.wandb.api import listing
-from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client, connect
 from mlmigrate.adapters.wandb.api.opened import OnlineRun, open_run
 from mlmigrate.adapters.wandb.api.told import Listed
@@ -35,6 +34,7 @@ AHEAD = 16  # runs that are looked at at once
 LISTERS = 8  # projects that are listed at once
 RUNS = 50  # in a pack
 Json = Mapping[str, Any]
+Thing = TypeVar("Thing")
 
 
 def open_source(address: Address, context: Context) -> ApiSource:
@@ -45,11 +45,12 @@ def open_source(address: Address, context: Context) -> ApiSource:
     try:
         entity = listing.entity_of(client, where)
         one = where.project
-        found = [listing.project(client, entity, one)] if one else listing.projects(client, entity)
+        losses: list[Loss] = []
+        found = [listing.project(client, entity, one)] if one else listing.projects(client, entity, losses)
     except BaseException:
         client.close()
         raise
-    return ApiSource(client, found, chosen)
+    return ApiSource(client, found, chosen, losses)
 
 
 class ApiSource:
@@ -57,13 +58,13 @@ class ApiSource:
 
     packing = Packing(runs=RUNS)
 
-    def __init__(self, client: Client, projects: Sequence[Project], chosen: Options) -> None:
+    def __init__(self, client: Client, projects: Sequence[Project], chosen: Options, losses: list[Loss]) -> None:
         self._client, self._projects, self._options = client, projects, chosen
         self._lock = threading.Lock()
         self._catalogue: Catalogue | None = None
         self._sweeps: dict[tuple[Path, str], Json] = {}
         self._nodes: dict[tuple[Path, str, str], Json] = {}  # of loose versions
-        self._losses: list[Loss] = []
+        self._losses = losses
 
     def close(self) -> None:
         """Gives the connections back."""
@@ -113,20 +114,20 @@ class ApiSource:
 
     def _list(self, catalogue: Catalogue, project: Project, lock: threading.Lock) -> None:
         """A project's pages come one after another, those of several projects side by side."""
-        for one in listing.list_runs(self._client, project.entity, project.name):
+        for one in listing.list_runs(self._client, project.entity, project.name, self._losses):
             points = (one.run.lines or 0) * max(one.keys, 1)
             with lock:
                 catalogue.add(one.run, stamp(one), points)
 
     def _list_sweeps(self, catalogue: Catalogue, project: Project, lock: threading.Lock) -> None:
-        found = listing.sweeps(self._client, project.entity, project.name)
+        found = self._of(listing.sweeps, project, "sweeps")
         with lock:
             for sweep in found:
                 catalogue.sweep(sweep)
                 self._sweeps[Path(project.entity, project.name), sweep.id] = sweep.config
 
     def _list_reports(self, catalogue: Catalogue, project: Project, lock: threading.Lock) -> None:
-        found = listing.reports(self._client, project.entity, project.name)
+        found = self._of(listing.reports, project, "reports")
         with lock:
             for report in found:
                 catalogue.report(report)
@@ -134,16 +135,25 @@ class ApiSource:
     def _list_loose(self, catalogue: Catalogue, project: Project, lock: threading.Lock) -> None:
         """Versions that no run made."""
         path = Path(project.entity, project.name)
-        try:
-            found = listing.loose(self._client, *path)
-        except Unsupported as error:
-            because = f"this server does not list them: {error.message}"
-            self._losses.append(Loss("", f"artifacts of {project.name} that no run made", because))
-            return
+        found = self._of(listing.loose, project, "artifacts that no run made")
         with lock:
             for version, node in found:
                 catalogue.loose(version)
                 self._nodes[path, version.name, version.version] = node
+
+    def _of(
+        self, look: Callable[[Client, str, str, list[Loss]], list[Thing]], project: Project, what: str
+    ) -> list[Thing]:
+        """What else there is in a project; where the server does not tell it, the runs are copied all the same."""
+        try:
+            return look(self._client, project.entity, project.name, self._losses)
+        except Unavailable:
+            raise
+        except MigrateError as error:
+            self._losses.append(
+                Loss("", f"{what} of {project.name}", f"this server does not tell them: {error.message}")
+            )
+            return []
 
     def _filled(self, version: Version) -> Version:
         """A loose version with its files."""
@@ -157,7 +167,7 @@ class ApiSource:
         return [
             version
             for project in self._projects
-            for version, _ in listing.versions(self._client, project.entity, project.name, MODEL_TYPE)
+            for version, _ in listing.versions(self._client, project.entity, project.name, self._losses, MODEL_TYPE)
         ]
 
 
@@ -222,7 +232,7 @@ class Pack:
     def _list(self, path: Path, ids: Sequence[str]) -> dict[str, Listed]:
         """Runs of one project by id; those that are missing are asked for singly."""
         try:
-            return {one.run.id: one for one in listing.list_runs(self.client, *path, ids)}
+            return {one.run.id: one for one in listing.list_runs(self.client, *path, [], ids)}
         except (Refused, Unavailable):
             raise
         except MigrateError:  # a server that has no such filter

@@ -18,7 +18,8 @@ from typing import Any
 
 from mlmigrate.adapters.wandb import blocks
 from mlmigrate.adapters.wandb.api.client import Client
-from mlmigrate.adapters.wandb.api.writes import LINE_COUNTS
+from mlmigrate.adapters.wandb.api.pages import Untold
+from mlmigrate.adapters.wandb.api.writes import FIRST_LINES, LINE_COUNTS
 from mlmigrate.adapters.wandb.shape import Block
 from mlmigrate.errors import Damaged, Unavailable
 
@@ -27,6 +28,7 @@ LONGEST_LINE = (10 << 20) - (100 << 10)  # W&B's own bound
 REQUEST = 5 << 20  # bytes of lines in one request, quotes not yet escaped: about 8 MiB as they are sent
 TRIES = 6
 SETTLING = 0.4  # seconds between two looks at a server that may be behind
+_AGAIN = "Nothing is sent twice: the same command again goes on"
 KEPT_OF_A_LONG_LINE = ("_step", "_timestamp", "_runtime")
 
 
@@ -57,10 +59,17 @@ class Counts:
 
 
 def counts(client: Client, where: Where) -> Counts:
-    """What the server says now."""
-    data = client.graphql(LINE_COUNTS, {"project": where.project, "entity": where.entity, "name": where.id})
-    bucket = (data.get("model") or {}).get("bucket") or {}
-    return Counts(bucket.get("historyLineCount") or 0, bucket.get("eventsLineCount") or 0)
+    """What the server says now of a run that is there. Raises Untold where it does not say it."""
+    named = {"project": where.project, "entity": where.entity, "name": where.id}
+    bucket = (client.graphql(LINE_COUNTS, named).get("model") or {}).get("bucket")
+    if bucket is None:
+        raise Untold(f"W&B tells nothing of the run {where.shown}, which is there.", _AGAIN)
+    history, events = bucket.get("historyLineCount"), bucket.get("eventsLineCount")
+    if history is None or events is None:
+        first = (client.graphql(FIRST_LINES, named).get("project") or {}).get("run") or {}
+        if (history is None and first.get("history") != []) or (events is None and first.get("events") != []):
+            raise Untold(f"W&B does not say how many lines it has of the run {where.shown}.", _AGAIN)
+    return Counts(history or 0, events or 0)
 
 
 @dataclass

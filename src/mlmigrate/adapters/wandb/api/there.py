@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.pages import all_pages, nodes
 from mlmigrate.adapters.wandb.api.writes import LIST_PROJECTS, LIST_RUNS
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, of_config
 from mlmigrate.errors import NotFound
@@ -19,6 +20,7 @@ from mlmigrate.errors import NotFound
 RUNS_PER_PAGE = 500
 PROJECTS_PER_PAGE = 100
 READERS = 8
+EMPTY: Mapping[str, Any] = {"edges": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,9 @@ class There:
     def projects(self) -> list[str]:
         """The names of the entity's projects."""
         given: dict[str, Any] = {"entity": self._entity, "perPage": PROJECTS_PER_PAGE}
-        return [node["name"] for node in _pages(self._client, LIST_PROJECTS, given, lambda data: data.get("models"))]
+        what = f"the projects of {self._entity}"
+        found = _listed(self._client, LIST_PROJECTS, given, what, lambda data: data.get("models"))
+        return [node["name"] for node in found]
 
     def load(self, projects: Iterable[str]) -> None:
         """Lists the runs of those projects that were not listed yet."""
@@ -101,7 +105,12 @@ class There:
         """The runs of a project as the API tells them now."""
         given = {"entity": self._entity, "project": project, "perPage": RUNS_PER_PAGE, "order": "+created_at"}
         given["filters"] = "{}"
-        return _pages(self._client, LIST_RUNS, given, lambda data: (data.get("project") or {}).get("runs"))
+
+        def runs(data: Mapping[str, Any]) -> Any:  # noqa: ANN401  any JSON
+            told = data.get("project")
+            return EMPTY if told is None else told.get("runs")  # a project that is not there yet has none
+
+        return _listed(self._client, LIST_RUNS, given, f"the runs of {self._entity}/{project}", runs)
 
     def _list(self, project: str) -> list[Existing]:
         try:
@@ -155,12 +164,8 @@ def stamped(run: Existing, stamp: str) -> Existing:
     return replace(run, ours=replace(run.ours, stamp=stamp)) if run.ours is not None else run
 
 
-def _pages(client: Client, operation: str, given: dict[str, Any], of: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-    while True:
-        found = of(client.graphql(operation, given)) or {}
-        edges: Sequence[Mapping[str, Any]] = found.get("edges") or ()
-        yield from (edge["node"] for edge in edges if edge.get("node"))
-        page = found.get("pageInfo") or {}
-        if not page.get("hasNextPage"):
-            return
-        given = {**given, "cursor": page["endCursor"]}
+def _listed(
+    client: Client, operation: str, given: Mapping[str, Any], what: str, of: Callable[[Mapping[str, Any]], Any]
+) -> Iterator[dict[str, Any]]:
+    for page in all_pages(lambda cursor: of(client.graphql(operation, {**given, "cursor": cursor})), what):
+        yield from nodes(page)

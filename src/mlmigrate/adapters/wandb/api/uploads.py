@@ -160,7 +160,7 @@ def send_files(client: Client, where: Where, files: Sequence[Bytes]) -> None:
         some = files[first : first + FILES_PER_CALL]
         names = [file.path for file in some]
         variables = {"entity": where.entity, "project": where.project, "run": where.id, "files": names}
-        send_to(client, where, some, client.graphql(CREATE_RUN_FILES, variables)["createRunFiles"] or {})
+        send_to(client, where, some, client.graphql(CREATE_RUN_FILES, variables).get("createRunFiles") or {})
 
 
 def send_to(client: Client, where: Where, files: Sequence[Bytes], places: Mapping[str, Any]) -> None:

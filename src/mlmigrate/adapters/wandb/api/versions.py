@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, cast
 
 from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.pages import all_pages, nodes
 from mlmigrate.adapters.wandb.api.told import as_json, milliseconds, whole
 from mlmigrate.adapters.wandb.shape import File, Opener, Version
 from mlmigrate.errors import BadData, Damaged, NotFound, Refused
@@ -189,30 +190,18 @@ def urls_of(client: Client, node: Json) -> Urls:
 
 
 def _all_urls(client: Client, id_: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    cursor: str | None = None
-    while True:
+    def ask(cursor: str | None) -> Json | None:
         variables = {"id": id_, "cursor": cursor, "perPage": PAGE}
-        page = (client.graphql(operations.ARTIFACT_FILES, variables).get("artifact") or {}).get("files") or {}
+        return (client.graphql(operations.ARTIFACT_FILES, variables).get("artifact") or {}).get("files")
+
+    found: dict[str, str] = {}
+    for page in all_pages(ask, "the files of an artifact"):
         found |= _named(page)
-        cursor = next_page(page)
-        if cursor is None:
-            return found
-
-
-def next_page(connection: Json) -> str | None:
-    """The cursor of the next page; None after the last one."""
-    info = connection.get("pageInfo") or {}
-    return (info.get("endCursor") or None) if info.get("hasNextPage") else None
-
-
-def nodes(connection: Json | None) -> list[dict[str, Any]]:
-    """The things of a page."""
-    return [edge["node"] for edge in (connection or {}).get("edges") or () if edge and edge.get("node")]
+    return found
 
 
 def _named(page: Json) -> dict[str, str]:
-    return {str(one["name"]): str(one["directUrl"]) for one in nodes(page) if one.get("directUrl")}
+    return {str(one["name"]): str(one["directUrl"]) for one in nodes(page) if one.get("name") and one.get("directUrl")}
 
 
 def _file(client: Client, urls: Urls, path: str, entry: Json) -> File:

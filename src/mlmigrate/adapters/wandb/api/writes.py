@@ -49,6 +49,15 @@ query RunResumeStatus($project: String, $entity: String, $name: String!) {
 }
 """
 
+# of each at most one: whether there are any, where the server does not say how many
+FIRST_LINES = """
+query RunFullHistory($project: String!, $entity: String!, $name: String!) {
+  project(name: $project, entityName: $entity) {
+    run(name: $name) { history(samples: 1) events(samples: 1) }
+  }
+}
+"""
+
 DELETE_RUN = """
 mutation DeleteRun($id: ID!) {
   deleteRun(input: {id: $id}) { clientMutationId }
