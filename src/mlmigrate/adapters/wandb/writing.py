@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.wandb import index, moments, names, trees
-from mlmigrate.adapters.wandb.blocks import neutral
+from mlmigrate.adapters.wandb.blocks import MARK, neutral
 from mlmigrate.adapters.wandb.limits import LIMITS
 from mlmigrate.adapters.wandb.natives import numbers_of
 from mlmigrate.adapters.wandb.options import Options
@@ -48,6 +48,7 @@ from mlmigrate.storage.local import explain
 IN_MEMORY = 100_000  # points of a pack that wait in memory before they go to disk
 ROWS_IN_MEMORY = 250_000  # points of a run that are sorted without the disk
 LARGEST_INDEX = 512 << 20  # bytes of a wandb/run.json
+_POINTS = ("true", "false", *"-0123456789")  # how the JSON of a value begins that is a point as well
 
 
 class Homes:
@@ -292,7 +293,7 @@ class WandbPlace:
         try:
             with file.open() as stream:
                 for step, time, runtime, key, text in index.values(stream):
-                    rows.other(step, time if exact else _in_ms(time), runtime, _called(key), text)
+                    rows.other(step, time if exact else _in_ms(time), runtime, _called(key, text), text)
         except BadData as error:
             self._lose(draft, HISTORY_JSONL, f"{error}, so only the numbers are written as rows")
             return False
@@ -388,8 +389,10 @@ def _are_exact(points: _Points, native: WandbRun) -> bool:
     return points.micros or all(key in alone or key.startswith(SYSTEM) for key in points.counts)
 
 
-def _called(name: str) -> str:
-    """The name of a value in a row: where its numbers had to be called otherwise, it is too."""
+def _called(name: str, text: str) -> str:
+    """The name of a value in a row. What is a point, too, is called as the points of its key had to be."""
+    if name == MARK or not text.startswith(_POINTS):
+        return name
     key = neutral(name)
     fitted = LIMITS.key(key)
     return name if fitted == key else fitted
