@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mlmigrate.adapters.wandb import restored
 from mlmigrate.adapters.wandb.limits import LIMITS
 from mlmigrate.adapters.wandb.options import Options
-from mlmigrate.adapters.wandb.outgoing import Facts, Goods, Home, encoded, outgoing, typed
-from mlmigrate.adapters.wandb.provenance import KEY, STEP
+from mlmigrate.adapters.wandb.outgoing import Facts, Goods, Home, encoded, expanded, outgoing, typed
+from mlmigrate.adapters.wandb.provenance import KEY, OWN_COLUMNS, STEP
 from mlmigrate.adapters.wandb.shape import WandbRun
 from mlmigrate.errors import MigrateError
 from mlmigrate.fit import fit_run
@@ -216,10 +216,28 @@ def test_a_run_has_its_own_start_and_duration_and_the_latest_values_as_its_summa
     assert found.internal["e"]["mlmigrate"]["startedAt"] == "2020-09-13T12:26:40.000000Z"
 
 
-def test_the_step_of_each_metric_is_the_runs_own():
-    found = written(make("x"), facts=Facts(rows=1))
-    assert found.internal["m"][:2] == [{"1": STEP, "6": [3]}, {"2": "*", "5": 1, "6": [3]}]
+def test_the_step_of_each_metric_is_the_runs_own_and_is_told_of_each_by_its_name():
+    found = written(make("x"), facts=Facts(rows=1, keys=frozenset(["loss", "_step", "system/cpu"])))
+    (step, *hidden, first, second) = found.internal["m"]
+    assert (step, first, second) == (
+        {"1": STEP, "6": [3]},
+        {"1": "loss", "5": 1},
+        {"1": "mlflow/key/_step", "5": 1},
+    )
+    assert {one["1"] for one in hidden} == {*OWN_COLUMNS} - {STEP}
+    assert {"glob_name": "*", "step_metric": STEP, "options": {"defined": True}} in found.metrics
     assert written(make("x")).metrics == ()
+
+
+def test_a_glob_is_told_by_the_names_it_means_as_the_sdk_tells_it():
+    val = {"glob_name": "val/*", "step_metric": "epoch", "summary": {"min": True}, "options": {"defined": True}}
+    given_ = [{"name": "val/own"}, val, {"glob_name": "*"}]
+    assert expanded(given_, ["val/loss", "val/own", "loss", "_timestamp"]) == [
+        {"name": "val/own"},
+        {"glob_name": "", "name": "loss", "options": {}},
+        {**val, "glob_name": "", "name": "val/loss", "options": {}},
+        {"name": "epoch"},
+    ]
 
 
 def test_definitions_of_metrics_are_told_by_the_numbers_of_their_fields():

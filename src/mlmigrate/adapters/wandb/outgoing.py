@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from mlmigrate.adapters.wandb import moments, names
-from mlmigrate.adapters.wandb.blocks import neutral
+from mlmigrate.adapters.wandb.blocks import escaped, neutral, unescaped
 from mlmigrate.adapters.wandb.gathering import spelt
 from mlmigrate.adapters.wandb.limits import CONFIG, OWN_KEYS
 from mlmigrate.adapters.wandb.natives import DEEPEST, params_of
@@ -164,14 +164,31 @@ def shown(text: str) -> str:
 
 def encoded(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Definitions of metrics as they stand in config's `_wandb.m`: by the numbers of MetricRecord's fields."""
-    all_names = [one.get("name") or one.get("glob_name") for one in metrics]
-    return [_encoded(one, all_names) for one in metrics]
+    places = {one.get("name") or one.get("glob_name"): n for n, one in enumerate(metrics, 1)}
+    return [_encoded(one, places) for one in metrics]
 
 
-def _encoded(metric: Mapping[str, Any], all_names: Sequence[str | None]) -> dict[str, Any]:
+def expanded(metrics: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> list[Mapping[str, Any]]:
+    """The definitions with one for each of these columns of a history that a glob means, and without globs.
+
+    So does the SDK before it tells a server of them: few servers know what globs are.
+    """
+    found = {one["name"]: one for one in metrics if one.get("name")}
+    globs = [one for one in metrics if one.get("glob_name")]
+    for column in sorted(columns):
+        meant = next((one for one in globs if column.startswith(one["glob_name"].removesuffix("*"))), None)
+        if meant is not None and column not in found and not column.startswith("_"):
+            options = {name: on for name, on in (meant.get("options") or {}).items() if name != "defined"}
+            found[column] = {**meant, "name": column, "glob_name": "", "options": options}
+    for step in {one.get("step_metric") for one in found.values()} - {None, "", *found}:
+        found[step] = {"name": step}
+    return list(found.values())
+
+
+def _encoded(metric: Mapping[str, Any], places: Mapping[str | None, int]) -> dict[str, Any]:
     found: dict[str, Any] = {_FIELDS[name]: metric[name] for name in _FIELDS if metric.get(name)}
-    if found.get("4") in all_names:
-        found["5"] = all_names.index(found.pop("4")) + 1
+    if found.get("4") in places:
+        found["5"] = places[found.pop("4")]
     for name, (number, known) in _LISTS.items():
         given = metric.get(name) or {}
         chosen = [at for option, at in known.items() if given.get(option)]
@@ -381,12 +398,15 @@ def _group(run: Run, home: Home, options: Options) -> str:
 
 def _told(found: WandbRun, facts: Facts, native: WandbRun | None) -> WandbRun:
     """The run with definitions of metrics, summary, environment."""
+    keys = [key for key in facts.keys if not key.startswith(SYSTEM)]
     if native is None or not facts.native:
         metrics = METRICS if facts.rows else ()
-        internal = {"m": encoded(metrics), "e": {WRITER: _environment(found)}}
+        internal = {"m": encoded(expanded(metrics, map(escaped, keys))), "e": {WRITER: _environment(found)}}
         summary = _summary(found, facts)
     else:
         metrics, internal = native.metrics, dict(_safe(native.internal))
+        if metrics and "m" not in internal:  # a log has them as records of their own
+            internal["m"] = encoded(expanded(metrics, map(unescaped, keys)))
         summary = _native_summary(native.summary, facts)
     metadata = _safe(native.metadata) if native is not None else {}
     return replace(found, metrics=metrics, internal=internal, summary=summary, metadata=metadata or _environment(found))

@@ -169,6 +169,11 @@ def test_an_offline_run_of_the_sdk_is_synced_from_our_copy_as_from_its_own_folde
         assert (name, found["maker"][name]) == (name, what)
     assert found == runs
     assert there == artifacts
+    # straight to the server, too, where nobody but us says what a glob means
+    mlmigrate("copy", f"wandb:{sdk}/wandb", "wandb:tester", env={**server.env, **where})
+    every = [run for run in server.state()["runs"].values() if run["entity"] == "tester"]
+    straight = {run["name"]: axes_of(run["config"]["_wandb"]["m"]) for run in every if run["job_type"] != "mlmigrate"}
+    assert straight == {name: run["axes"] for name, run in runs.items()}
 
 
 def test_lineage_is_there_when_the_lists_are_synced_in_their_order(server, tmp_path):
