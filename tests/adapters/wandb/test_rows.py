@@ -276,11 +276,14 @@ class TestNative:
     @LOOSELY
     @given(
         numbers=st.dictionaries(st.tuples(SMALL_STEPS, st.sampled_from("abc")), st.floats(-1e6, 1e6)),
-        texts=st.dictionaries(st.tuples(SMALL_STEPS, st.sampled_from("bcdx")), st.sampled_from(['"x"', "[1]", "null"])),
+        exact=st.dictionaries(
+            st.tuples(SMALL_STEPS, st.sampled_from("bcd")), st.sampled_from(["true", str(2**53 + 1)])
+        ),
+        texts=st.dictionaries(st.tuples(SMALL_STEPS, st.sampled_from("xy")), st.sampled_from(['"x"', "[1]", "null"])),
         system=st.dictionaries(st.tuples(SMALL_STEPS, st.sampled_from(["system/a", "system/b", "system/z"])), SMALL),
     )
     def test_each_line_of_a_native_run_has_all_that_was_logged_at_its_step(
-        self, tmp_path_factory, numbers, texts, system
+        self, tmp_path_factory, numbers, exact, texts, system
     ):
         rows = Rows(tmp_path_factory.mktemp("rows"), 0)
         rows.add(batch([plain(key, step, 1000 * step, value) for (step, key), value in (numbers | system).items()]))
@@ -289,11 +292,18 @@ class TestNative:
         expected = {step: {"_step": step, "_timestamp": step, "_runtime": step} for step, _ in {**numbers, **texts}}
         for (step, key), value in numbers.items():
             expected[step][key] = value
-        for (step, key), text in texts.items():  # what is told as text is told so alone
+        for (step, key), text in texts.items():  # of a number that is told as text besides, the text is the word
             expected[step][key] = json.loads(text)
         found = rows.sorted(native=True)
         assert found.native
         assert [json.loads(line) for line in lines(found)] == [expected[step] for step in sorted(expected)]
+
+    def test_a_number_and_a_text_of_one_key_are_not_one_row_though_they_are_of_one_step_and_time(self, tmp_path):
+        rows = Rows(tmp_path, 0)
+        rows.add(batch([plain(step=1, timestamp=1000)]))
+        rows.other(1, 1.0, None, "loss", "[]")
+        found = rows.sorted(native=True)
+        assert not found.native
 
     def test_truth_values_are_points_again_when_rows_had_to_be_counted(self, tmp_path):
         points = [plain("on", 1, 1000), plain("on", 1, 2000, value=0.0)]

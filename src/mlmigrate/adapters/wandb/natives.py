@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mlmigrate.adapters.wandb.blocks import neutral, unescaped
@@ -197,7 +198,10 @@ def json_text(value: Any, *, in_order: bool = False) -> str:  # noqa: ANN401  an
 
 @dataclass(slots=True)
 class Seen:
-    """What a history was seen to hold while it passed: its neutral keys, step and time of its last row with a value."""
+    """What a history was seen to hold while it passed: its neutral keys, and its last row that has a value.
+
+    That is the row of the greatest step, in whatever order a log has them; of equals the last.
+    """
 
     keys: set[str] = field(default_factory=set)
     step: int | None = None
@@ -207,10 +211,13 @@ class Seen:
         """Takes note of some more rows."""
         self.keys.update(map(neutral, block.keys))
         self.keys.update(neutral(other.key) for other in block.others)
-        rows = [block.row[-1].as_py()] if len(block.row) else []  # a row without values arrives nowhere: none counts
-        rows += [block.others[-1].row] if block.others else []
-        if rows:
-            self.step, self.time = block.step[max(rows)].as_py(), block.time[max(rows)].as_py()
+        rows = np.union1d(np.asarray(block.row), np.array([other.row for other in block.others], np.int32))
+        if len(rows):  # a row without values arrives nowhere: none counts
+            steps = np.asarray(block.step.fill_null(-(2**63)))[rows]
+            last = int(rows[len(steps) - 1 - np.argmax(steps[::-1])])
+            step = block.step[last].as_py()
+            if self.step is None or (step is not None and step >= self.step):
+                self.step, self.time = step, block.time[last].as_py()
 
 
 def summary_points(run: Run, summary: Mapping[str, Any], seen: Seen) -> pa.RecordBatch | None:

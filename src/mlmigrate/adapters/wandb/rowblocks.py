@@ -151,7 +151,7 @@ class _Rows:
     def others(self) -> Iterator[tuple[int, int, int]]:
         """Row, key and place of each text."""
         row, key, at = (column[self._other].tolist() for column in self._entries)
-        yield from zip(row, key, map(int, at), strict=True)
+        yield from zip(row, key, (int(one) if one >= 0 else -1 - int(one) for one in at), strict=True)
 
 
 def _known(column: F64) -> pa.Array:

@@ -62,6 +62,7 @@ _BLOCK = 50_000  # values of a block
 _HELD = 200_000  # points between two looks at the latest
 _OTHERS = 10_000  # that are held before they are columns
 _WHOLE = 2**31 - 1
+TELLS_A_POINT = ("true", "false", *"-0123456789")  # how the JSON of a value begins that is a point as well
 
 
 class Rows:
@@ -100,7 +101,8 @@ class Rows:
         known = step is not None and abs(step) < 2**63  # rows of others may hold anything
         own = (step or 0, NO_MICRO) if known else (WHOLE_OF_NOTHING, NOTHING)
         at = self._texts.put(math.nan if runtime is None else runtime, text)
-        self._others.append((ms, micro, *own, 0, 2 * self._names.key(neutral(key)) + 1, at))
+        place = at if text.startswith(TELLS_A_POINT) else -1 - at  # less than 0: no point stands for it besides
+        self._others.append((ms, micro, *own, 0, 2 * self._names.key(neutral(key)) + 1, place))
         if len(self._others) >= _OTHERS:
             self._flush_others()
             self._spill_when_full()
@@ -159,6 +161,8 @@ class Rows:
         huge = Sorter(self._folder, f"huge-{self._stores}", self._in_memory)
         rows = _numbered(_regrouped(_counted(sorter.sorted(by, ranks)), by, huge))
         for slab in _whole_rows(are(rows) if are is not None else rows):
+            if are is not None and _conflict(slab):
+                raise _NotNativeError
             store.add(slab)
         store.close()
         return store
@@ -211,7 +215,7 @@ class Written:
 
 
 class _NotNativeError(Exception):
-    """Steps repeat."""
+    """Steps repeat, or a key has two values in a row."""
 
 
 class _Names:
@@ -447,6 +451,13 @@ def _increasing(slabs: Iterable[Slab]) -> Iterator[Slab]:
             raise _NotNativeError
         last = cut(slab, -1)
         yield slab
+
+
+def _conflict(slab: Slab) -> bool:
+    """Whether a row has a number and, of the same key, what is none: two rows fell together, as times were cut."""
+    row, key = slab["row"], slab["key"]
+    pairs = (row[1:] == row[:-1]) & (key[1:] == key[:-1] + 1) & (key[1:] % 2 == 1)
+    return bool((pairs & (slab["value"][1:] < 0)).any())
 
 
 def _of_lines(slabs: Iterable[Slab]) -> Iterator[Slab]:

@@ -39,7 +39,7 @@ from mlmigrate.adapters.wandb.provenance import (
     of_config,
 )
 from mlmigrate.adapters.wandb.records import OWN, Collection, Records
-from mlmigrate.adapters.wandb.rows import Rows, Written
+from mlmigrate.adapters.wandb.rows import TELLS_A_POINT, Rows, Written
 from mlmigrate.adapters.wandb.shape import Block, Delivery, File, Opener, Sheet, WandbRun
 from mlmigrate.errors import BadData, DiskFull
 from mlmigrate.model import PARENT_TAG, POINTS, Artifact, Experiment, Loss, Record, Run, RunRef
@@ -48,7 +48,6 @@ from mlmigrate.storage.local import explain
 IN_MEMORY = 100_000  # points of a pack that wait in memory before they go to disk
 ROWS_IN_MEMORY = 250_000  # points of a run that are sorted without the disk
 LARGEST_INDEX = 512 << 20  # bytes of a wandb/run.json
-_POINTS = ("true", "false", *"-0123456789")  # how the JSON of a value begins that is a point as well
 
 
 class Homes:
@@ -391,7 +390,7 @@ def _are_exact(points: _Points, native: WandbRun) -> bool:
 
 def _called(name: str, text: str) -> str:
     """The name of a value in a row. What is a point, too, is called as the points of its key had to be."""
-    if name == MARK or not text.startswith(_POINTS):
+    if name == MARK or not text.startswith(TELLS_A_POINT):
         return name
     key = neutral(name)
     fitted = LIMITS.key(key)
