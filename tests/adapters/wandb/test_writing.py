@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from mlmigrate.adapters.wandb.records import Collection, Linked, collection
 from mlmigrate.adapters.wandb.shape import Block, File, Sheet, Version, WandbRun
 from mlmigrate.adapters.wandb.writing import Homes, WandbPlace, experiment_sheets, levels, regenerated
 from mlmigrate.errors import DiskFull, MigrateError
-from mlmigrate.fit import fit_run
+from mlmigrate.fit import fit_points, fit_run
 from mlmigrate.model import POINTS, Artifact, DatasetInput, Experiment, Loss, Record, Run, RunRef, points
 from mlmigrate.testing.samples import EXPERIMENTS, NAN, START, hard_samples, make, samples, series
 
@@ -626,6 +627,55 @@ def test_steps_that_do_not_rise_any_more_make_the_rows_ours(tmp_path):
     kept, place = write_native(tmp_path, held)
     assert [loss.what for loss in place.losses] == ["rows of W&B"]
     assert_same(read(kept.held["maker"], held.ref), held)
+
+
+def test_exact_values_of_a_metric_that_is_not_there_under_its_name_are_left_out_and_told(tmp_path):
+    held = neutral()
+    names_ = held.points["key"].to_pylist()
+    called = pa.array(["n_renamed" if name == "n" else name for name in names_]).dictionary_encode()
+    table = held.points.set_column(held.points.schema.get_field_index("key"), POINTS.field("key"), called)
+    held = replace(held, points=table.filter(pc.not_equal(table["key"].cast(pa.utf8()), "ok")))
+    kept, place = write_native(tmp_path, held)
+    assert [(loss.what, loss.because) for loss in place.losses] == [
+        ("metric 'ok'", "it is not there under this name: 1 exact values are left out"),
+        ("metric 'n'", "it is not there under this name: 1 exact values are left out"),
+    ]
+    (row,) = [row for row in rows_of(list(kept.held["maker"].history())) if row["_step"] == 3]
+    assert (row["n_renamed"], "n" in row) == (str(2.0**53), False)
+    assert_same(read(kept.held["maker"], held.ref), held)
+
+
+def test_values_under_names_of_ours_go_where_their_points_go(tmp_path):
+    class Mine(Own):
+        def history(self):
+            yield from_lines([b'{"_step": 0, "mlmigrate": true, "mlflow/step": 9007199254740993, "_wandb": true}'])
+            yield from_lines([b'{"_step": 1, "mlmigrate": "text", "mlflow/step": 2, "_wandb": 3}'])
+
+    held = neutral(make_=Mine)
+    fitting = fit_points(LIMITS, {"maker": None})
+    table = pa.Table.from_batches([fitting.fit(batch) for batch in held.points.to_batches()])
+    held = replace(held, points=table)
+    kept, place = write_native(tmp_path, held)
+    assert place.losses == []
+    first, second = rows_of(list(kept.held["maker"].history()))
+    assert first == {"_step": 0, "_timestamp": None, LIMITS.key("mlmigrate"): True, "_wandb": True} | {
+        LIMITS.key("mlflow/step"): 2**53 + 1
+    }
+    assert second == {"_step": 1, "_timestamp": None, "mlmigrate": "text"} | {
+        LIMITS.key("mlflow/step"): "2.0", LIMITS.key("_wandb"): "3.0",
+    }  # fmt: skip
+    assert_same(read(kept.held["maker"], held.ref), held)
+
+
+@pytest.mark.parametrize("number", [b"", b', "loss": 1'])
+def test_rows_without_numbers_keep_their_microseconds_but_where_they_must_meet_those_of_points(tmp_path, number):
+    class Mine(Own):
+        def history(self):
+            yield from_lines([b'{"_step": 0, "_timestamp": 1700000001.123456, "note": "a"%s}' % number])
+
+    kept, _ = write_native(tmp_path, neutral(ms=True, make_=Mine))
+    (row,) = rows_of(list(kept.held["maker"].history()))
+    assert row["_timestamp"] == (1700000001.123 if number else 1700000001.123456)
 
 
 @pytest.mark.parametrize(
