@@ -266,6 +266,19 @@ def test_params_that_changed_on_the_way_are_changed_in_the_config_too():
     assert_equal(read(through_a_server(found)), run)
 
 
+def test_numbers_of_a_summary_whose_points_are_not_there_are_left_out_however_deep():
+    summary = {
+        "loss": 0.5, "gone": 1, "spelt": "NaN", "huge": 10**400, "_step": 3, "_own": 2,
+        "val": {"f1": 0.5, "gone": 2.5, "on": True, "note": "x", "image": {"_type": "image-file", "size": 1}},
+    }  # fmt: skip
+    native = replace(NATIVE, summary=summary)
+    found = written(make("x"), native=native, facts=Facts(native=True, keys=frozenset(["loss", "val.f1"])))
+    assert found.summary == {
+        "loss": 0.5, "huge": 10**400, "_step": 3,
+        "val": {"f1": 0.5, "on": True, "note": "x", "image": {"_type": "image-file", "size": 1}},
+    }  # fmt: skip
+
+
 def test_what_wandb_told_beside_config_goes_where_it_was():
     tags = {"wandb.tags": '["a", "b c"]', "wandb.group": "g", "wandb.job_type": "train", "wandb.host": "h", "own": "x"}
     found = written(make("x", tags=tags), native=NATIVE, facts=Facts(native=True, keys=frozenset(["loss"])))

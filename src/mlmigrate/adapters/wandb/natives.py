@@ -251,14 +251,26 @@ def renamed(run: WandbRun, seen: Seen) -> Iterator[Loss]:
 
 def numbers_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers of a summary by their neutral keys, nested names joined by "." as in history; media are none."""
-    for way, value in _leaves(summary, opens=lambda part: "_type" not in part):
-        number = SPELT.get(value, value) if isinstance(value, str) else value
-        if way[0] in ROW_WORDS or isinstance(number, bool) or not isinstance(number, int | float):
-            continue
-        try:
-            yield neutral(SEPARATOR.join(way)), float(number)
-        except OverflowError:  # an integer beyond all floats
-            continue
+    for way, value in _leaves(summary, opens):
+        number = number_of(value)
+        if number is not None and way[0] not in ROW_WORDS:
+            yield neutral(SEPARATOR.join(way)), number
+
+
+def opens(part: object) -> bool:
+    """Whether a part of a summary is names and values, and no media."""
+    return isinstance(part, Mapping) and bool(part) and "_type" not in part
+
+
+def number_of(value: object) -> float | None:
+    """The number that a value of a summary is; None for what is none, and for an integer beyond all floats."""
+    number = SPELT.get(value, value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return None
+    try:
+        return float(number)
+    except OverflowError:
+        return None
 
 
 def _ms(seconds: object) -> int | None:

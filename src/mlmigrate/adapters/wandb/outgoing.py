@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +24,7 @@ from mlmigrate.adapters.wandb import moments, names
 from mlmigrate.adapters.wandb.blocks import escaped, neutral, unescaped
 from mlmigrate.adapters.wandb.gathering import spelt
 from mlmigrate.adapters.wandb.limits import CONFIG, OWN_KEYS
-from mlmigrate.adapters.wandb.natives import DEEPEST, params_of
+from mlmigrate.adapters.wandb.natives import DEEPEST, ROW_WORDS, SEPARATOR, number_of, opens, params_of
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import KEY, OWN_COLUMNS, STEP, SYSTEM, UNSAFE, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
@@ -407,7 +407,7 @@ def _told(found: WandbRun, facts: Facts, native: WandbRun | None) -> WandbRun:
         metrics, internal = native.metrics, dict(_safe(native.internal))
         if metrics and "m" not in internal:  # a log has them as records of their own
             internal["m"] = encoded(expanded(metrics, map(unescaped, keys)))
-        summary = _native_summary(native.summary, facts)
+        summary = _without_left_behind(native.summary, facts.keys)
     metadata = _safe(native.metadata) if native is not None else {}
     return replace(found, metrics=metrics, internal=internal, summary=summary, metadata=metadata or _environment(found))
 
@@ -446,12 +446,14 @@ def _summary(found: WandbRun, facts: Facts) -> dict[str, Any]:
     return summary
 
 
-def _native_summary(summary: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
-    """What W&B had, but for numbers whose points a person left behind."""
+def _without_left_behind(part: Mapping[str, Any], keys: Collection[str], way: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What W&B had in a summary, but for numbers whose points were left behind, or called otherwise since."""
     kept: dict[str, Any] = {}
-    for name, value in summary.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or name.startswith("_") or neutral(name) in facts.keys:
+    for name, value in part.items():
+        here = (*way, str(name))
+        if opens(value) and len(way) < DEEPEST:
+            kept[name] = _without_left_behind(value, keys, here)
+        elif here[0] in ROW_WORDS or number_of(value) is None or neutral(SEPARATOR.join(here)) in keys:
             kept[name] = value
     return kept
 

@@ -288,14 +288,20 @@ class WandbPlace:
         file = draft.files.get(HISTORY_JSONL)
         if file is None or file.open is None:
             return True
-        exact = _are_exact(draft.points, native)
+        exact, gone = _are_exact(draft.points, native), Counter[str]()
         try:
             with file.open() as stream:
-                for step, time, runtime, key, text in index.values(stream):
-                    rows.other(step, time if exact else _in_ms(time), runtime, _called(key, text), text)
+                for step, time, runtime, name, text in index.values(stream):
+                    key = _called(name, text, draft.points.counts)
+                    if key is None:
+                        gone[name] += 1
+                    else:
+                        rows.other(step, time if exact else _in_ms(time), runtime, key, text)
         except BadData as error:
             self._lose(draft, HISTORY_JSONL, f"{error}, so only the numbers are written as rows")
             return False
+        for name, count in gone.items():
+            self._lose(draft, f"metric {name!r}", f"it is not there under this name: {count} exact values are left out")
         return True
 
     def _lose(self, draft: _Draft, what: str, because: str) -> None:
@@ -388,12 +394,17 @@ def _are_exact(points: _Points, native: WandbRun) -> bool:
     return points.micros or all(key in alone or key.startswith(SYSTEM) for key in points.counts)
 
 
-def _called(name: str, text: str) -> str:
-    """The name of a value in a row. What is a point, too, is called as the points of its key had to be."""
+def _called(name: str, text: str, points: Mapping[str, int]) -> str | None:
+    """The name of a value in a row. What is a point, too, is called as the points of its key had to be.
+
+    None where these are called otherwise, or left out, since it was told: it would be one more.
+    """
     if name == MARK or not text.startswith(TELLS_A_POINT):
         return name
     key = neutral(name)
     fitted = LIMITS.key(key)
+    if fitted not in points:
+        return None
     return name if fitted == key else fitted
 
 
