@@ -260,7 +260,7 @@ class Desk:
     """A Delivery that keeps what it is given as W&B would: lines of JSON, bytes, and the stamp last."""
 
     def __init__(self):
-        self.held = {}
+        self.held, self.losses = {}, []
 
     def deliver(self, sheets):
         return {sheet.origin: self._take(sheet) for sheet in sheets}

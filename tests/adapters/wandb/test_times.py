@@ -17,7 +17,6 @@ from mlmigrate.verify import verify
 NANOSECONDS = START * 10**6
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # microseconds of such times fit no int64
 @pytest.mark.parametrize(
     ("start", "times"),
     [

@@ -26,8 +26,8 @@ from mlmigrate.adapters.wandb.limits import LIMITS
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config, of_config
 from mlmigrate.adapters.wandb.reading import WandbReading
-from mlmigrate.adapters.wandb.records import Collection, Linked, collection
-from mlmigrate.adapters.wandb.shape import Block, File, Sheet, Version, WandbRun
+from mlmigrate.adapters.wandb.records import collection
+from mlmigrate.adapters.wandb.shape import Block, Collection, File, Linked, Sheet, Version, WandbRun
 from mlmigrate.adapters.wandb.writing import Homes, WandbPlace, experiment_sheets, levels, regenerated
 from mlmigrate.errors import DiskFull, MigrateError
 from mlmigrate.fit import fit_points, fit_run
@@ -44,6 +44,7 @@ class Kept:
         self.levels: list[list[Sheet]] = []
         self.held: dict[str, Stored] = {}
         self.linked: list[Collection] = []
+        self.losses: list[Loss] = []
 
     def deliver(self, sheets: Sequence[Sheet]) -> Mapping[str, str]:
         self.levels.append(list(sheets))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mlmigrate.adapters.wandb.provenance import (
     Provenance,
     as_config,
 )
-from mlmigrate.adapters.wandb.shape import File, Version, WandbRun
+from mlmigrate.adapters.wandb.shape import Collection, File, Linked, Version, WandbRun
 from mlmigrate.adapters.wandb.trees import MLMODEL, Spool, described, digest_of, line_of
 from mlmigrate.model import Artifact, Record, RunRef
 
@@ -37,29 +37,6 @@ _MODEL = "@model/"
 _REGISTERED = "mlflow.registered_model"
 _OF_RUN = re.compile(r"^runs:/([^/]+)/(.+)$|/([0-9a-f]{32})/artifacts/(.+)$")
 _LOGGED = re.compile(r"^models:/(m-[^/]+)$|/models/(m-[^/]+)/artifacts/?$")
-
-
-@dataclass(frozen=True, slots=True)
-class Linked:
-    """A version of a registered model: the artifact (its collection's name) that holds it, and the run it is of.
-
-    `run` is "" for a logged model, whose artifact the run of its records has logged.
-    """
-
-    artifact: str
-    run: str
-    version: str
-    aliases: tuple[str, ...] = ()
-    description: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """A registered model as W&B could have it: links to versions of artifacts, oldest first."""
-
-    name: str
-    description: str
-    versions: tuple[Linked, ...]
 
 
 class Records:

@@ -187,8 +187,36 @@ class Sheet:
     events: Callable[[int], Iterator[Block]]
 
 
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A version of a registered model: the artifact (its collection's name) that holds it, and the run it is of.
+
+    `run` is "" for a logged model, whose artifact the run of its records has logged.
+    """
+
+    artifact: str
+    run: str
+    version: str
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A registered model as W&B could have it: links to versions of artifacts, oldest first."""
+
+    name: str
+    description: str
+    versions: tuple[Linked, ...]
+
+
 class Delivery(Protocol):
-    """What a target does with sheets; the rest of writing is the same for all."""
+    """What a target does with sheets; the rest of writing is the same for all.
+
+    `losses` is what did not go as it was, of all sheets so far.
+    """
+
+    losses: list[Loss]
 
     def deliver(self, sheets: Sequence[Sheet]) -> Mapping[str, str]:
         """Writes these runs, in parallel where that helps, proves that each is whole, and then sets its stamp.
@@ -196,3 +224,6 @@ class Delivery(Protocol):
         Gives origin -> the run's id there, which may have another generation than the sheet's. What is there
         already is gone on with, never doubled; raises the first error after all others have come to an end.
         """
+
+    def link(self, collections: Sequence[Collection]) -> Sequence[Loss]:
+        """Makes registered models of versions that are there, where it can; tells what could not be linked."""

@@ -38,7 +38,7 @@ from mlmigrate.adapters.wandb.provenance import (
     as_config,
     of_config,
 )
-from mlmigrate.adapters.wandb.records import OWN, Collection, Records
+from mlmigrate.adapters.wandb.records import OWN, Records
 from mlmigrate.adapters.wandb.rows import TELLS_A_POINT, Rows, Written
 from mlmigrate.adapters.wandb.shape import Block, Delivery, File, Opener, Sheet, WandbRun
 from mlmigrate.errors import BadData, DiskFull
@@ -229,14 +229,9 @@ class WandbPlace:
             for level in levels(sheets):
                 ids |= self._delivery.deliver(level)
         if self._records.collections:
-            self._link(self._records.collections)
-        self.losses += getattr(self._delivery, "losses", ())
+            self.losses += self._delivery.link(self._records.collections)
+        self.losses += self._delivery.losses
         return ids
-
-    def _link(self, collections: Sequence[Collection]) -> None:
-        link: Callable[[Sequence[Collection]], Sequence[Loss] | None] | None = getattr(self._delivery, "link", None)
-        if link is not None:
-            self.losses += link(collections) or ()
 
     def _sheet(self, draft: _Draft, open_rows: ExitStack) -> Sheet:
         run, home = draft.run, self._homes.of(draft.run.experiment)

@@ -15,8 +15,7 @@ from mlmigrate.adapters.base import Context
 from mlmigrate.adapters.wandb.api import proving
 from mlmigrate.adapters.wandb.api.target import open_target
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config
-from mlmigrate.adapters.wandb.records import Collection, Linked
-from mlmigrate.adapters.wandb.shape import Block, File, Sheet, Version, WandbRun
+from mlmigrate.adapters.wandb.shape import Block, Collection, File, Linked, Sheet, Version, WandbRun
 from mlmigrate.address import parse
 from mlmigrate.errors import Damaged, MigrateError
 from wandbtarget import use

@@ -12,8 +12,7 @@ from mlmigrate.adapters.wandb.api.logged import Artifacts
 from mlmigrate.adapters.wandb.api.stream import Where
 from mlmigrate.adapters.wandb.api.there import There
 from mlmigrate.adapters.wandb.provenance import MODEL_TYPE
-from mlmigrate.adapters.wandb.records import Collection, Linked
-from mlmigrate.adapters.wandb.shape import Version
+from mlmigrate.adapters.wandb.shape import Collection, Linked, Version
 from mlmigrate.errors import MigrateError, Refused, Unavailable
 from mlmigrate.model import Loss
 

@@ -42,8 +42,7 @@ from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, stam
 from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, send_files, send_to
 from mlmigrate.adapters.wandb.api.writes import RUN_FILES, STAMP_RUN, stamp_all
 from mlmigrate.adapters.wandb.provenance import KEY
-from mlmigrate.adapters.wandb.records import Collection
-from mlmigrate.adapters.wandb.shape import Sheet, Version, WandbRun
+from mlmigrate.adapters.wandb.shape import Collection, Sheet, Version, WandbRun
 from mlmigrate.errors import Damaged, MigrateError, Unavailable
 from mlmigrate.model import Loss
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlmigrate.adapters.wandb import moments
 from mlmigrate.adapters.wandb.shape import Block, WandbRun
 
 Words = npt.NDArray[np.uint64]
@@ -98,8 +99,8 @@ def _text(value: Any) -> str:  # noqa: ANN401  any JSON
 
 def _row_words(block: Block, *, steps: bool) -> Words:
     """What each row is known by: its step, where there are such, and its time to the microsecond."""
-    time = block.time.fill_null(-1.0).to_numpy(zero_copy_only=False)
-    words = _mixed(np.round(time * 1e6).astype(np.int64).view(np.uint64))
+    ms, micro = moments.moments(block.time.fill_null(np.nan).to_numpy(zero_copy_only=False))
+    words = _mixed(_mixed(ms.astype(np.int64).view(np.uint64)) ^ micro.astype(np.int64).view(np.uint64))
     if not steps:
         return words
     step: npt.NDArray[np.int64] = block.step.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

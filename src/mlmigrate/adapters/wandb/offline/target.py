@@ -23,7 +23,7 @@ from mlmigrate.adapters.wandb.offline.delivery import Writer
 from mlmigrate.adapters.wandb.offline.folders import PARTS
 from mlmigrate.adapters.wandb.options import options
 from mlmigrate.adapters.wandb.provenance import KEY, of_config
-from mlmigrate.adapters.wandb.shape import Sheet, Version
+from mlmigrate.adapters.wandb.shape import Collection, Sheet, Version
 from mlmigrate.adapters.wandb.writing import Homes, WandbPlace, experiment_sheets, regenerated
 from mlmigrate.address import Address
 from mlmigrate.errors import Conflict, MigrateError, UsageError
@@ -192,3 +192,7 @@ class Delivering:
         if first is not None:
             raise first
         return ids
+
+    def link(self, collections: Sequence[Collection]) -> Sequence[Loss]:  # noqa: ARG002  only a server has such
+        """Nothing: a log has no word for it. The models are whole as records, and a copy to the server links them."""
+        return ()
