@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -31,7 +33,7 @@ KEYS = [
 ]
 NUMBERS = [1e-320, 1e308, 0.1 + 0.2, -0.0, 0.0, 2**53 + 1, -(2**60) - 1, 10**30, 3.0, 7]
 WORDS = ["NaN", "Infinity", "-Infinity", "-0", "1E5", "1e400", "-1e-5", "1.50", "true", "false", "null"]
-TEXTS = ["text", "", "NaN", "Infinity", "é\u2028", "1", "true", "x" * 2000, "a\nb\0c"]
+TEXTS = ["text", "", "NaN", "Infinity", "é\u2028", "1", "true", "x" * 2000, "a\nb\0c", "half \ud800"]
 MEDIA = [
     {"_type": "image-file", "path": "media/x.png", "size": 3, "nested": {"a": 1}},
     {"_type": "histogram", "values": [1, math.inf, math.nan], "packed": -0.0},
@@ -41,9 +43,12 @@ MEDIA = [
 def folder(root: Path, seed: int, runs: int) -> Path:
     """So many runs, the same for the same seed."""
     chance = Random(seed)
+    made: list[Any] = []
     for number in range(runs):
         here = root / f"offline-run-20200913_122640-r{number}"
-        wandblogs.write(here / f"run-r{number}.wandb", _run(chance, f"r{number}"))
+        records = _run(chance, f"r{number}")
+        records[2:2] = _artifacts(chance, records[1].run, root / "bytes" / str(number), made)
+        wandblogs.write(here / f"run-r{number}.wandb", records)
         for name in chance.sample(
             ["files/model.bin", "files/media/x.png", "files/we ird/é#%.txt"], chance.randrange(3)
         ):
@@ -71,6 +76,32 @@ def _run(chance: Random, id_: str) -> list[Any]:
     if chance.random() < 0.6:
         records.append(_summary(chance))
     return [*records, wandblogs.exit_(chance.choice([0, 1]), 50)] if chance.random() < 0.7 else records
+
+
+def _artifacts(chance: Random, run: Any, folder: Path, made: list[Any]) -> list[Any]:
+    """What a run logs, and what it uses of those before it."""
+    records = []
+    for kind in chance.sample(["model", "dataset", "files"], chance.choice([0, 0, 1, 2])):
+        entries = {}
+        for name in chance.sample(["a.bin", "deep/b.txt", "we ird/é#%.txt"], chance.randrange(1, 3)):
+            file, data = folder / kind / name, chance.randbytes(chance.randrange(300))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            entries[name] = (base64.b64encode(hashlib.md5(data).digest()).decode(), len(data), str(file))
+        told = "".join(f"{name}:{md5}\n" for name, (md5, _, _) in sorted(entries.items()))
+        digest = hashlib.md5(f"wandb-artifact-manifest-v1\n{told}".encode()).hexdigest()
+        aliases = chance.sample(["best", "prod", "v0ther"], chance.randrange(3))
+        home = {"run_id": run.run_id, "project": run.project, "digest": digest}
+        one = wandblogs.artifact(f"my-{kind}", kind, entries, **home, aliases=aliases, description="of chance")
+        records.append(one)
+        made.append(one)
+    for one in chance.sample(made, min(len(made), chance.choice([0, 0, 1]))):
+        if one not in records and one.artifact.project == run.project:
+            use = wandblogs.pb.Record()
+            use.CopyFrom(one)
+            use.artifact.run_id, use.artifact.user_created, use.artifact.use_after_commit = run.run_id, True, True
+            records.append(use)
+    return records
 
 
 def _rows(chance: Random) -> list[Any]:

@@ -50,6 +50,11 @@ class _Step(msgspec.Struct):
 
 _STEP = msgspec.json.Decoder(_Step)
 _ANY = msgspec.json.Decoder()
+_LOOSE = (
+    "NaN",
+    "Infinity",
+    "\\ud",
+)  # lines that only some parsers read, half a surrogate pair among them: Go's reads it
 
 
 @dataclass(slots=True)
@@ -319,7 +324,7 @@ def step_of(line: str) -> int:
         step: Any = _STEP.decode(line).step
     except msgspec.ValidationError as error:
         raise Refused(f"history line without a proper _step: {error}") from None
-    except msgspec.DecodeError:  # NaN and Infinity are no JSON, yet the SDK sends them and W&B takes them
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the SDK sends NaN and the like, and W&B takes them
         step = loads(line).get("_step")
     if type(step) is not int or step < 0:
         raise Refused(f"history line with _step {step!r}")
@@ -329,7 +334,7 @@ def step_of(line: str) -> int:
 def loads(line: str) -> dict[str, Any]:
     """An object in extended JSON."""
     try:
-        value = json.loads(line) if "NaN" in line or "Infinity" in line else _ANY.decode(line)
+        value = _ANY.decode(line) if all(word not in line for word in _LOOSE) else json.loads(line)
     except ValueError as error:
         raise Refused(f"invalid JSON: {error}") from None
     if not isinstance(value, dict):
