@@ -9,9 +9,7 @@ from pathlib import Path
 import adbc_driver_postgresql.dbapi
 import pytest
 
-from sizes import SIZE
-
-SEED = int(os.environ.get("MLMIGRATE_TEST_SEED", "20260101"))
+from sizes import SEED, SIZE
 
 
 def _of_mlflow():

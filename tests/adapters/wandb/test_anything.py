@@ -4,8 +4,7 @@ import pytest
 
 import wandbanything
 import wandbserver
-from conftest import SEED
-from sizes import SIZE
+from sizes import SEED, SIZE
 from wandbtarget import command, use
 
 pytestmark = pytest.mark.slow

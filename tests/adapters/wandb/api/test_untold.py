@@ -13,6 +13,7 @@ import wandbserver
 from mlmigrate.adapters.wandb.api import histories, listing, operations
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.testing.samples import place_of, samples
+from sizes import some
 from wandbfields import nullable, texts
 from wandbtarget import carried, command, use
 
@@ -82,7 +83,7 @@ def points(folder: Path) -> int:
     return sum(pq.ParquetFile(file).metadata.num_rows for file in folder.glob("archive/**/points.parquet"))
 
 
-@pytest.mark.parametrize("field", READ)
+@pytest.mark.parametrize("field", some(READ))
 def test_null_is_a_default_or_told(field, whole, server, tmp_path):
     server.less(nulls=[field])
     code, said = copied(tmp_path)
