@@ -159,6 +159,15 @@ def test_a_run_of_which_nobody_says_that_it_ended_was_cut_off_or_goes_on(tmp_pat
     ]
 
 
+def test_a_start_that_only_the_folders_name_tells_is_that(tmp_path):
+    empty = tmp_path / "run-20241112_215604-empty"
+    lie(empty, {"run-empty.wandb": "", "files/config.yaml": CONFIG})
+    lie(tmp_path / "run-20241341_215604-odd", {"run-odd.wandb": ""})
+    runs, losses = whole(tmp_path)
+    assert {id_: run.start for id_, (run, _, _) in runs.items()} == {"empty": 1731448564000, "odd": None}
+    assert [loss.what for loss in losses if "taken for UTC" in loss.because] == [f"start of {empty.name}"]
+
+
 def test_damaged_lines_are_told_and_the_others_read(tmp_path, monkeypatch):
     monkeypatch.setattr(remains, "LONGEST", 300)
     good = [{"loss": n / 4, "_step": n} for n in range(4)]

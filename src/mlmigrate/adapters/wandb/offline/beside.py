@@ -70,6 +70,15 @@ def millis(text: object) -> int | None:
     return None if at is None else int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
+def named_time(text: str) -> int | None:
+    """The time in the name of a run's folder, as if it were UTC; None for what is none."""
+    try:
+        at = datetime.strptime(text, "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return int(at.timestamp() * 1000)
+
+
 def chosen(file: Path) -> dict[str, Any]:
     """What a sweep chose for a run. Raises Bad."""
     try:

@@ -50,6 +50,10 @@ def told(place: Place, log: Log | Remains, losses: list[Loss]) -> WandbRun:
     )
     said = _said(metadata)
     run = replace(run, **{name: said[name] for name in _OF_LOG if name in said and not getattr(run, name)})
+    if run.started is None and (named := beside.named_time(place.time)) is not None:
+        because = "its folder's name alone tells it, in the time of the machine that it ran on: it is taken for UTC"
+        losses.append(Loss(run.id, f"start of {place.folder.name}", because))
+        run = replace(run, started=named)
     return log.completed(run) if isinstance(log, Remains) else run
 
 
