@@ -62,7 +62,8 @@ SDKS = {
     "wandb",
 }
 ALLOWED = {("engine", "distributed")}  # the one that is no tracker's
-VOCABULARY = {"mlmigrate.adapters.mlflow.objects"}  # the rows that records are made of, whoever carries them
+# the rows that records are made of, and the files that tell of a run of W&B's, whoever carries them
+VOCABULARY = {"mlmigrate.adapters.mlflow.objects", "mlmigrate.adapters.wandb.mapped"}
 
 
 def modules():

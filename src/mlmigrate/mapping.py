@@ -16,7 +16,9 @@ plain names come before patterns, and rules of later files before those of earli
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import re
 import tempfile
 import tomllib
@@ -33,6 +35,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlmigrate.adapters.wandb import mapped
 from mlmigrate.errors import UsageError
 from mlmigrate.globs import glob
 from mlmigrate.model import OURS, Artifact, DatasetInput, Experiment, Loss, Record, Run, Value
@@ -55,6 +58,8 @@ _WANTED = {
 _HELP = "The preset mlflow-to-mlflow.toml shows every kind of rule."
 _LEFT_OUT = "left out by the mapping"
 _REDACTED = "redacted by the mapping"
+_PARTS_LEFT_OUT = "without what the mapping leaves out"
+_IN_FILES = ("keys", "tag_keys", "users", *EXPRESSIONS)  # what has a say in files made of values
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,28 +159,73 @@ class Mapping:
         return replace(record, body=body), [Loss(record.owner, f"{record.kind} {record.id!r}", _REDACTED)]
 
     def artifact(self, artifact: Artifact) -> tuple[Artifact, list[Loss]]:
-        """A file that was made of a run's values, with those redacted; any other file stays."""
-        if not artifact.values or not any(rule.section in EXPRESSIONS for rule in self.ordered):
+        """A file that was made of a run's values, without what is not carried, and redacted; any other file stays."""
+        ours = artifact.path in mapped.PATHS  # also where another tracker has kept it
+        if not (artifact.values or ours) or not any(rule.section in _IN_FILES for rule in self.ordered):
             return artifact, []
-        by_line, changed = artifact.path.endswith("l"), False
-        redacted = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115  the artifact is opened from it
-        with artifact.open() as stream:
-            for text in stream if by_line else (stream.read(),):
-                given = text.decode("utf-8", "surrogatepass").removesuffix("\n" if by_line else "")
-                body = self._body(given)
-                changed |= body != given
-                redacted.write((body + "\n" * by_line).encode("utf-8", "surrogatepass"))
+        if not artifact.values:  # it is first read where what cannot be read is told
+            return replace(artifact, open=lambda: self._opened(artifact), size=None, sha256=None, spot=None), []
+        found, changed = self._copied(artifact)
         if not changed:
             return artifact, []
-        size = redacted.tell()
+        size = found.tell()
 
         @contextmanager
         def opened() -> Iterator[BinaryIO]:
-            redacted.seek(0)
-            yield redacted
+            found.seek(0)
+            yield found
 
         made = replace(artifact, open=opened, size=size, sha256=None, spot=None)
-        return made, [Loss(artifact.owner, f"artifact {artifact.path!r}", _REDACTED)]
+        hides = any(rule.section in EXPRESSIONS for rule in self.ordered)
+        return made, [Loss(artifact.owner, f"artifact {artifact.path!r}", _REDACTED if hides else _PARTS_LEFT_OUT)]
+
+    @contextmanager
+    def _opened(self, artifact: Artifact) -> Iterator[BinaryIO]:
+        found, _ = self._copied(artifact)
+        with found:
+            found.seek(0)
+            yield found
+
+    def _copied(self, artifact: Artifact) -> tuple[BinaryIO, bool]:
+        """The file as the rules want it, and whether that is otherwise."""
+        by_line, changed = artifact.path.endswith("l"), False
+        found = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115  the artifact is opened from it
+        with artifact.open() as stream:
+            for text in stream if by_line else (stream.read(),):
+                given = text.decode("utf-8", "surrogatepass").removesuffix("\n" if by_line else "")
+                body = self._told(artifact.path, given)
+                changed |= body != given
+                if body is not None:
+                    found.write((body + "\n" * by_line).encode("utf-8", "surrogatepass"))
+        return found, changed
+
+    def _told(self, path: str, text: str) -> str | None:
+        """What a file made of values says (or one of its lines); None: nothing any more."""
+        try:
+            given = json.loads(text)  # exact, however large an integer is
+            if path in mapped.PATHS:
+                told = mapped.told(path, copy.deepcopy(given), self, dict(self.choices))
+            else:
+                told = self.tree("", given)
+        except (ValueError, RecursionError):  # not quite JSON, or too deep: as one text
+            return self._scrubbed(text)
+        if told is None or told == given:
+            return None if told is None and given is not None else text
+        made = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+        return made if made.isascii() else made.encode("utf-8", "backslashreplace").decode()
+
+    def tag(self, name: str) -> str | None:
+        """What a tag is called; None when it is not carried."""
+        return self._renamed("tag_keys", name)
+
+    def user(self, name: str) -> str | None:
+        """What a user is called; None when that is not carried."""
+        return self._renamed("users", name)
+
+    def instead(self, name: str) -> str | None:
+        """What stands in place of the value of a param or a tag of this name; None where no rule meets it."""
+        rule = next((rule for rule in self._of("redact.names") if rule.meets(name)), None)
+        return None if rule is None else rule.gives(name) or ""
 
     def key(self, name: str) -> str | None:
         """What a metric or param is called; None when it is not carried."""
@@ -303,17 +353,18 @@ class Mapping:
     def _body(self, body: str) -> str:
         try:
             tree = msgspec.json.decode(body)
-            redacted = self._tree("", tree)
+            redacted = self.tree("", tree)
         except (msgspec.DecodeError, RecursionError):  # not quite JSON, or too deep: as one text
             return self._scrubbed(body)
         return body if redacted == tree else msgspec.json.encode(redacted).decode()
 
-    def _tree(self, name: str, tree: object) -> object:
+    def tree(self, name: str, tree: object) -> object:
+        """Any JSON, redacted; `name` is what it is called."""
         if isinstance(tree, dict):
             pair = tree.get("key") if isinstance(tree.get("key"), str) else None  # {"key": name, "value": ...}
-            return {part: self._tree(pair if pair and part == "value" else part, tree[part]) for part in tree}
+            return {part: self.tree(pair if pair and part == "value" else part, tree[part]) for part in tree}
         if isinstance(tree, list):
-            return [self._tree(name, part) for part in tree]
+            return [self.tree(name, part) for part in tree]
         if tree is None or isinstance(tree, bool | int | float | str):
             redacted = self._redacted(name, tree)
             return "" if redacted is _GONE else redacted
