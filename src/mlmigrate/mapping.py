@@ -12,6 +12,9 @@
 In names `*` is some text without "/", `**` is some text, and {n} on the right is the text of the n-th of them ({0}: the
 whole name).  In [redact] they are regular expressions and their groups.  The first rule that meets a name decides:
 plain names come before patterns, and rules of later files before those of earlier ones.
+
+Files stay as they are, but for those that we made of a run's values (wandb/run.json, ...): what is left out or redacted
+of params, metrics, tags and users is so there, too.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ USER_TAG = "mlflow.user"  # MLflow keeps the user twice
 
 _GROUP = re.compile(r"\{(\d+)\}")
 _IN_MEMORY = 1 << 20  # bytes of a redacted file
+_DIGITS = 4000
 _PRESET = re.compile(r"[\w-]+")
 _WANTED = {
     **dict.fromkeys(GLOBS, "a name or false"),
@@ -202,7 +206,7 @@ class Mapping:
     def _told(self, path: str, text: str) -> str | None:
         """What a file made of values says (or one of its lines); None: nothing any more."""
         try:
-            given = json.loads(text)  # exact, however large an integer is
+            given = json.loads(text, parse_int=_whole)
             if path in mapped.PATHS:
                 told = mapped.told(path, copy.deepcopy(given), self, dict(self.choices))
             else:
@@ -552,6 +556,11 @@ def _place(path: Path) -> Path:
         return known[name]
     close = get_close_matches(name, known, 1) or sorted(known)
     raise UsageError(f"There is no mapping file and no preset called {name!r}.", f"Presets: {', '.join(close)}")
+
+
+def _whole(digits: str) -> int | str:
+    """An integer, exactly; one of so many digits that Python reads no such is their text."""
+    return int(digits) if len(digits) < _DIGITS else digits
 
 
 def _patterned(rule: Rule) -> bool:

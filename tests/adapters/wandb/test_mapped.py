@@ -1,6 +1,7 @@
 """What a mapping leaves out or redacts of a run of W&B's is nowhere in the target, whichever way the run goes."""
 
 import gzip
+import io
 import json
 import sqlite3
 import urllib.parse
@@ -13,6 +14,8 @@ import pytest
 import wandbsdk
 import wandbserver
 import wandbtarget
+from mlmigrate.mapping import load
+from mlmigrate.model import Artifact, Loss
 
 # Logged by the real SDK, once on the server and once offline. Each secret has a text, or a number, of its own.
 LOGGED = """
@@ -170,3 +173,85 @@ def test_files_that_repeat_it_are_carried_as_they_are_unless_they_are_left_out(w
     secrets = found(SECRETS, copied(way, LEAVES_OUT))
     assert "S3CR-flat" in secrets  # config.yaml
     assert "S3CR-summary" in secrets or way == "offline to database"  # wandb-summary.json
+
+
+RUN = {
+    "id": "i",
+    "user": "ann@acme.io",
+    "host": "h",
+    "metadata": {"username": "ann", "email": "ann@acme.io", "host": "h", "git": {"commit": "c", "remote": "r"}},
+    "internal": {"e": {"writer": {"email": "ann@acme.io", "host": "h"}}, "t": {"1": [1]}},
+    "config": {"a": {"b": 1, "c": {"$float": "NaN"}}, "a.b": 2, "large": 2**80},
+    "summary": {"_step": 3, "_wandb": {"runtime": 3}, "a": {"b": 1}, "image": {"_type": "image", "b": "x"}},
+}
+
+
+class TestFiles:
+    """What becomes of the two files that tell of a run, wherever they come from."""
+
+    @pytest.fixture
+    def told(self, tmp_path):
+        def told(rules, data, path="wandb/run.json", values=True):
+            (tmp_path / "m.toml").write_text(rules)
+            given = Artifact("r", path, lambda: io.BytesIO(data), len(data), values=values)
+            found, losses = load([tmp_path / "m.toml"]).artifact(given)
+            with found.open() as stream:
+                return stream.read(), losses
+
+        return told
+
+    @pytest.fixture
+    def run(self, told):
+        return lambda rules, **more: json.loads(told(rules, json.dumps({"run": RUN}).encode(), **more)[0])["run"]
+
+    def test_users_are_called_as_the_rules_call_them_everywhere(self, run):
+        assert run('[users]\n"*@acme.io" = "{1}-1"') == RUN | {
+            "user": "ann-1",
+            "metadata": RUN["metadata"] | {"email": "ann-1"},
+            "internal": {"e": {"writer": {"email": "ann-1", "host": "h"}}, "t": {"1": [1]}},
+        }
+
+    def test_a_tag_that_is_left_out_is_no_part_of_the_environment(self, run):
+        found = run('[tag_keys]\n"wandb.host" = false\n"mlflow.source.git.commit" = false')
+        environment = {"username": "ann", "email": "ann@acme.io", "git": {"remote": "r"}}
+        assert (found["metadata"], found["internal"]["e"]) == (environment, {"writer": {"email": "ann@acme.io"}})
+        assert "host" not in found
+
+    def test_a_rule_means_the_name_that_a_param_has_whatever_way_leads_there(self, run):
+        found = run('[keys]\n"a.b" = false')
+        assert (found["config"], found["summary"]) == (
+            {"a": {"c": {"$float": "NaN"}}, "large": 2**80},
+            {name: value for name, value in RUN["summary"].items() if name != "a"},
+        )
+
+    def test_a_separator_that_was_chosen_is_that_of_the_names(self, run):
+        found = run('[keys]\n"a/*" = false\n[wandb]\nseparator = "/"')
+        assert found["config"] == {"a.b": 2, "large": 2**80}
+
+    def test_what_is_no_metric_stays_in_a_summary_without_any(self, run):
+        assert run('[keys]\n"**" = false')["summary"] == {"_step": 3, "_wandb": {"runtime": 3}}
+
+    def test_a_file_that_another_tracker_kept_is_held_to_the_rules_too(self, run):
+        assert run('[keys]\n"large" = false', values=False)["config"].keys() == {"a", "a.b"}
+
+    def test_what_a_sweep_tries_of_a_param_goes_with_it(self, told):
+        tried = {"a": {"values": [1, 2]}, "b": {"parameters": {"c": {"value": 3}, "d": {"value": 4}}}}
+        data = json.dumps({"run": {"id": "i", "sweep": "s", "sweep_config": {"parameters": tried}}}).encode()
+        found, losses = told('[keys]\n"a" = false\n"b.c" = false', data)
+        assert json.loads(found)["run"]["sweep_config"] == {"parameters": {"b": {"parameters": {"d": {"value": 4}}}}}
+        assert losses == [Loss("r", "artifact 'wandb/run.json'", "without what the mapping leaves out")]
+
+    def test_lines_that_are_left_out_are_none_and_others_stay_to_the_byte(self, told):
+        kept = b'{"_step":1, "key":"kept","value":1e400}\n{"_step":2,"key":"kept","value":"\\ud800"}\n'
+        gone = b'{"key":"gone","value":%d}\n{"key":"gone","value":%s}\n' % (2**70, b"9" * 5000)
+        found, _ = told('[keys]\n"gone" = false', gone + kept + gone, "wandb/history.jsonl")
+        assert found == kept
+
+    def test_half_a_surrogate_pair_hides_nothing(self, told):
+        given = b'{"key":"k","value":{"token":"s","other":"\\ud800"}}\n'
+        found, _ = told("[redact.names]\n'token' = \"[gone]\"", given, "wandb/history.jsonl")
+        assert found == b'{"key":"k","value":{"token":"[gone]","other":"\\ud800"}}\n'
+
+    def test_rules_that_meet_nothing_change_no_byte(self, told):
+        data = json.dumps({"run": RUN}, indent=3).encode()
+        assert told('[keys]\n"other" = false\n[redact.values]\n"zzz" = "y"', data) == (data, [])
