@@ -182,6 +182,14 @@ def test_files_that_repeat_it_are_carried_as_they_are_unless_they_are_left_out(w
     assert "S3CR-summary" in secrets or way == "offline to database"  # wandb-summary.json
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_without_the_folder_nothing_goes_but_params_tags_and_metrics(way, copied):
+    held = copied(way, "", "--skip", "params", "--exclude", "wandb/**")
+    assert found(("S3CR-nested", "S3CR-flat", "S3CR-row", "S3CR-caption", "S3CR-summary", "S3CR-metadata"), held) == []
+    assert found(("S3CR-notes", "5551.0078125"), held) == ["S3CR-notes", "5551.0078125"]
+
+
 RUN = {
     "id": "i",
     "user": "ann@acme.io",
