@@ -80,6 +80,11 @@ class Rule:
         """How the rule is called in plans and errors."""
         return f'[{self.section}] "{self.name}"'
 
+    @property
+    def hides(self) -> bool:
+        """Whether something is not to be told any more, or not whose it was."""
+        return self.section in (*EXPRESSIONS, "users") or (self.section in ("keys", "tag_keys") and self.to is None)
+
     def meets(self, name: str) -> bool:
         """Whether the rule has something to say about this name (or, in [redact.values], this text)."""
         return self._match(name) is not None
@@ -161,6 +166,12 @@ class Mapping:
         if body == record.body:
             return record, []
         return replace(record, body=body), [Loss(record.owner, f"{record.kind} {record.id!r}", _REDACTED)]
+
+    def refuses_path(self, path: str) -> str:
+        """Why a file of this path is left behind; "" when it is not."""
+        if path not in mapped.REPEATED or not any(rule.hides for rule in self.ordered):
+            return ""
+        return f"left out: it repeats what the mapping hides; what it says otherwise stands in {mapped.PATHS[0]}"
 
     def artifact(self, artifact: Artifact) -> tuple[Artifact, list[Loss]]:
         """A file that was made of a run's values, without what is not carried, and redacted; any other file stays."""

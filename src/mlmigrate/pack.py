@@ -225,6 +225,8 @@ class Contents:
     def _unwanted(self, artifact: Artifact) -> str:
         """Why a person does not want this file; "" when it is wanted."""
         selection = self._recipe.selection
+        if because := self._recipe.mapping.refuses_path(artifact.path):
+            return because
         spans = artifact.owner.startswith(SPANS[0]) and artifact.path == SPANS[1]
         if not spans and (because := selection.refuses_path(artifact.path)):
             return because

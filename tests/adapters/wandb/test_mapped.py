@@ -65,8 +65,7 @@ REDACTS_VALUES = """
 'S3CR-[a-z-]+' = "[gone]"
 """
 RULES = {"left out": LEAVES_OUT, "redacted by name": REDACTS, "redacted by value": REDACTS_VALUES}
-REPEATED = ("config.yaml", "wandb-summary.json", "wandb-metadata.json", "media/**")  # what the docs say to leave out
-WITHOUT = [word for name in REPEATED for word in ("--exclude", f"wandb/files/{name}")]
+WITHOUT = ("--exclude", "wandb/files/media/**")  # a mapping does not look into these
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +173,21 @@ def test_what_a_mapping_takes_out_is_nowhere(rules, way, copied):
     assert found(KEPT, held) == list(KEPT)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS[:2])
-def test_files_that_repeat_it_are_carried_as_they_are_unless_they_are_left_out(way, copied):
-    secrets = found(SECRETS, copied(way, LEAVES_OUT))
-    assert "S3CR-flat" in secrets  # config.yaml
-    assert "S3CR-summary" in secrets or way == "offline to database"  # wandb-summary.json
+def test_files_of_wandbs_that_repeat_it_stay_behind_where_anything_is_hidden(tmp_path):
+    names = ("config.yaml", "wandb-summary.json", "wandb-metadata.json")
+    hiding = [
+        '[keys]\n"a" = false',
+        '[tag_keys]\n"a" = false',
+        '[users]\n"ann" = "someone"',
+        '[redact.names]\n"a" = ""',
+    ]
+    for text in hiding:
+        (tmp_path / "m.toml").write_text(text)
+        mapping = load([tmp_path / "m.toml"])
+        assert all("wandb/run.json" in mapping.refuses_path(f"wandb/files/{name}") for name in names), text
+        assert mapping.refuses_path("wandb/files/output.log") == mapping.refuses_path("config.yaml") == ""
+    (tmp_path / "m.toml").write_text('[keys]\n"a" = "b"')
+    assert load([tmp_path / "m.toml"]).refuses_path("wandb/files/config.yaml") == ""
 
 
 @pytest.mark.slow

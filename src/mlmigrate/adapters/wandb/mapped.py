@@ -3,7 +3,8 @@
 What is not carried of params, metrics, tags and users does not stand there either, and what is redacted is so there,
 however deep it lies.  What is only renamed keeps there the name that W&B has for it.
 
-Files of W&B's that repeat such things (wandb/files/config.yaml, ...) are bytes of the user's, and stay.
+Of W&B's own files those that repeat it as a whole (wandb/files/config.yaml, ...) stay behind where rules hide something;
+all others are bytes of the user's, and stay as they are.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any, Protocol
 
 from mlmigrate.adapters.wandb.blocks import MARK, neutral
 from mlmigrate.adapters.wandb.natives import ROW_WORDS, SEPARATOR, opens
-from mlmigrate.adapters.wandb.provenance import HISTORY_JSONL, RUN_JSON
+from mlmigrate.adapters.wandb.provenance import FILES, HISTORY_JSONL, RUN_JSON
 
 PATHS = (RUN_JSON, HISTORY_JSONL)
+# Files of the run page that say, as bytes of W&B's own, what wandb/run.json says: that is as the rules want it.
+REPEATED = frozenset(f"{FILES}{name}" for name in ("config.yaml", "wandb-summary.json", "wandb-metadata.json"))
 # Tags -> what says the same: the field of the run, and the ways to it in what is told of the environment.
 _TAGS: Mapping[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     "mlflow.note.content": ("notes", ()),
