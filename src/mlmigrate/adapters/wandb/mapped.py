@@ -3,7 +3,7 @@
 What is not carried of params, metrics, tags and users does not stand there either, and what is redacted is so there,
 however deep it lies.  What is only renamed keeps there the name that W&B has for it.
 
-Of W&B's own files those that repeat it as a whole (wandb/files/config.yaml, ...) stay behind where rules hide something;
+Of W&B's own files those that repeat it as a whole (wandb/files/config.yaml, ...) stay behind where rules hide anything;
 all others are bytes of the user's, and stay as they are.
 """
 
