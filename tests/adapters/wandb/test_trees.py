@@ -255,6 +255,23 @@ def test_a_version_whose_bytes_are_all_gone_is_told_and_not_made(spool):
     assert [loss.because for loss in losses] == ["the bytes of its files are not there"]
 
 
+def test_a_version_that_never_had_files_is_made_again(spool):
+    nothing = hashlib.md5(b"wandb-artifact-manifest-v1\n").hexdigest()
+    had = Version("net", "model", "v0", digest=nothing, metadata={"accuracy": 0.9}, aliases=("best",))
+    tree, told = native(versions=((had, {}),))
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), told, page=True)
+    (version,) = [one for one in found.logged if one.name == "net"]
+    assert (version.digest, version.metadata, version.aliases) == (nothing, {"accuracy": 0.9}, ("best",))
+    assert losses == []
+
+
+def test_a_version_whose_files_nobody_told_is_not_made(spool):
+    tree, told = native(versions=((Version("net", "model", "v0", digest="0123"), {}),))
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), told, page=True)
+    assert "net" not in [one.name for one in found.logged]
+    assert [loss.because for loss in losses] == ["the bytes of its files are not there"]
+
+
 @pytest.mark.parametrize("kind", ["job", "wandb-history"])
 def test_versions_that_the_server_makes_itself_are_kept_as_files(spool, kind):
     tree, had = native(versions=((Version("run-maker-history", kind, "v0"), {"0.parquet": b"p"}),))

@@ -184,9 +184,10 @@ class _Sorting:
             return
         digest = digest_of(there)
         key = f"{name}:{digest}" if repeated else name
-        if not there or key in self.trees:
-            because = "another version has the same files" if there else "the bytes of its files are not there"
-            self._lose(what, because if files else "it has no files")
+        empty = not files and had.digest == digest  # one of another digest had files that nobody told of
+        if not (there or empty) or key in self.trees:
+            same = key in self.trees
+            self._lose(what, "another version has the same files" if same else "the bytes of its files are not there")
             return
         if gone:
             first = repr(gone[0]) + (", .." if len(gone) > 1 else "")

@@ -41,6 +41,17 @@ class TestRun:
         assert found.live
         assert found.run.ended is None
 
+    def test_one_that_was_resumed_began_when_it_was_made_and_ended_with_its_last_row(self) -> None:
+        last = 1704164645 + 10  # 10 s after it was resumed, and only 70 s of work after its start
+        summary = json.dumps({"_timestamp": last, "_runtime": 70, "_wandb": {"runtime": 70}})
+        run = listed(node(summaryMetrics=summary), "e", "p").run
+        assert (run.started, run.ended) == (run.created, last * 1000)
+
+    def test_one_that_was_not_resumed_began_when_it_says(self) -> None:
+        summary = json.dumps({"_timestamp": 1704164645.7 + 60, "_runtime": 60, "_wandb": {"runtime": 61}})
+        run = listed(node(summaryMetrics=summary), "e", "p").run
+        assert (run.started, run.ended) == (1704164645678, 1704164706678)
+
     @pytest.mark.parametrize("config", [None, "", "no json", "[]", "1", json.dumps({"_wandb": 3}), "[" * 100_000])
     def test_a_config_that_is_none_is_empty(self, config: str | None) -> None:
         run = listed(node(config=config, summaryMetrics=config, historyKeys=None), "e", "p").run

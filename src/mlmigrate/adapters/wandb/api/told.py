@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from mlmigrate.adapters.wandb.shape import WandbRun
 
 Json = Mapping[str, Any]
 _INTERNAL = ("_wandb", "wandb_version")
+RESUMED = 1000  # ms: rows of a run that was resumed go on counting seconds from those of its first part
 _UNFINISHED = ("running", "pending", "preempting")
 # W&B writes definitions of metrics into the config by the numbers that MetricRecord's fields have
 _METRIC = {"1": "name", "2": "glob_name", "4": "step_metric", "5": "step_metric_index", "6": "options",
@@ -82,8 +83,8 @@ def with_environment(run: WandbRun, told: Json, beat: str = "") -> WandbRun:
     """The run with what wandb-metadata.json, or what stands for it in the config, says."""
     git = told.get("git") if isinstance(told.get("git"), Mapping) else {}
     args = told.get("args")
-    started = milliseconds(told.get("startedAt")) or _started(run.internal) or run.started
-    runtime = runtime_of(run.summary)
+    newest = milliseconds(told.get("startedAt")) or _started(run.internal) or run.started
+    started, runtime = _first(run, newest), runtime_of(run.summary)
     return replace(
         run,
         host=_text(told.get("host")) or run.host,
@@ -93,7 +94,7 @@ def with_environment(run: WandbRun, told: Json, beat: str = "") -> WandbRun:
         git_commit=_text(_of(git, "commit")) or run.git_commit,
         started=started,
         runtime=runtime,
-        ended=_ended(run, started, runtime, beat),
+        ended=_ended(run, started, runtime, beat, resumed=started != newest),
         metadata=dict(told) or run.metadata,
     )
 
@@ -166,13 +167,29 @@ def whole(told: object) -> int | None:
     return told if isinstance(told, int) and not isinstance(told, bool) else None
 
 
-def _ended(run: WandbRun, started: int | None, runtime: float | None, beat: str) -> int | None:
-    """What follows from start and runtime, else the last that the server heard of it."""
+def _ended(run: WandbRun, started: int | None, runtime: float | None, beat: str, *, resumed: bool) -> int | None:
+    """What follows from start and runtime, else the last that the server heard of it.
+
+    The runtime of a run that was resumed leaves the time between its parts out: it ends no sooner than its last row.
+    """
     if run.state in _UNFINISHED:
         return None
     if started is not None and runtime is not None:
-        return started + round(runtime * 1000)
+        end = started + round(runtime * 1000)
+        return max(end, round(run.summary["_timestamp"] * 1000)) if resumed else end
     return run.ended if run.ended is not None else milliseconds(beat)
+
+
+def _first(run: WandbRun, started: int | None) -> int | None:
+    """When the run began: one that was resumed says when that was, but its rows go on counting from the first time."""
+    time, runtime = run.summary.get("_timestamp"), run.summary.get("_runtime")
+    if started is None or run.created is None or not (_is_number(time) and _is_number(runtime)):
+        return started
+    return min(started, run.created) if (time - runtime) * 1000 < started - RESUMED else started
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _started(internal: Json) -> int | None:
