@@ -160,12 +160,9 @@ def theirs(files: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions(run: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What people logged, without numbers: W&B gives them as versions arrive, and "latest" to the last of them."""
+    """What people logged, without numbers: W&B gives them as versions arrive."""
     told = [(unnumbered(name), one) for name, one in run["logged"].items() if one["type"] not in MADE]
-    return sorted(
-        ((name, {**one, "name": name, "aliases": [x for x in one["aliases"] if x != "latest"]}) for name, one in told),
-        key=repr,
-    )
+    return sorted(((name, {**one, "name": name}) for name, one in told), key=repr)
 
 
 def used(run: dict[str, Any]) -> list[list[str]]:

@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlmigrate.adapters.wandb import digests
@@ -49,6 +49,7 @@ COMMITS = 3
 VERSIONS_PER_PAGE = 200
 NONE: Mapping[str, Any] = {"edges": []}
 HOME, TAGS = "the home of an artifact that is used", "tags of versions"  # what servers of some age do not know
+LATEST = "latest"
 _NUMBER = re.compile(r"v\d+")  # aliases that W&B gives itself
 
 
@@ -114,6 +115,9 @@ class Artifacts:
     multipart: int = MULTIPART
     part: int = PART
     made: dict[tuple[str, str, str], str] = field(default_factory=dict)  # project, collection, digest -> id
+    latest: dict[tuple[str, str], tuple[Draft, str]] = field(
+        default_factory=dict
+    )  # project, collection -> which it was
     lacks: set[str] = field(default_factory=set)  # what this server turned out not to know
     _turns: dict[tuple[str, str], threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -131,6 +135,8 @@ class Artifacts:
                 self._commit(given, artifact["id"])
             self._settle_aliases(given, artifact["id"])
         self.made[given.where.project, given.version.name, digest] = artifact["id"]
+        if LATEST in given.version.aliases:
+            self.latest[key] = replace(given, entries=()), artifact["id"]
         return Made(artifact["id"], given.version.name, digest, bool(given.version.tags) and TAGS in self.lacks)
 
     def use(self, where: Where, artifact: str) -> None:
@@ -345,6 +351,19 @@ class Artifacts:
 
     def _state(self, id: str) -> dict[str, Any]:
         return dict(self.client.graphql(ARTIFACT_STATE, {"id": id}).get("artifact") or {})
+
+    def settle_latest(self) -> Iterator[tuple[Draft, str]]:
+        """Gives "latest" back to the versions that had it: W&B gave it to what came last. What it refuses, and why."""
+        for given, artifact in self.latest.values():
+            try:
+                self._settle_aliases(given, artifact)
+            except Unavailable:
+                raise
+            except MigrateError as error:  # all else is there
+                yield given, error.message
+                continue
+            if all(one["alias"] != LATEST for one in self._state(artifact).get("aliases") or ()):
+                yield given, "W&B has it at another version"
 
     def _settle_aliases(self, given: Draft, id: str) -> None:
         """Aliases that the version has not got yet: one that was there already keeps those it had."""

@@ -249,6 +249,11 @@ class Sending:
         if known is not None:
             self.there.note(stamped(known, sheet.stamp))
 
+    def settle_latest(self) -> list[Loss]:
+        """The alias "latest" goes to the version that had it, in whatever order they were made."""
+        refused = self.artifacts.settle_latest()
+        return [Loss(one.run or "", f"alias 'latest' of the artifact {one.version.name}", why) for one, why in refused]
+
     def settle_uses(self) -> list[Loss]:
         """Uses of what nobody had made yet when its readers were written; those still unknown are losses."""
         left, self.waiting[:] = list(self.waiting), []

@@ -152,8 +152,9 @@ class WandbTarget:
             yield WandbPlace(self.sending.for_a_pack(), Path(folder), refs, self.homes, self._options)
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
-        """Says which artifacts were read, where those came later than who read them; takes away older generations."""
-        return [*self.sending.settle_uses(), *self.sending.generations.settle()]
+        """Says which artifacts were read by who came before them, and which are the latest; drops older generations."""
+        sending = self.sending
+        return [*sending.settle_uses(), *sending.settle_latest(), *sending.generations.settle()]
 
     def names(self, ids: Mapping[str, str]) -> Names:
         """Runs are called as they were, but for those whose id W&B did not take."""
