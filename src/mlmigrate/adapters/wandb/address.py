@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from mlmigrate.errors import UsageError
 BASE_URL = "https://api.wandb.ai"
 _HELP = "Write wandb:entity, wandb:entity/project, wandb:https://host/entity/project, or wandb:./folder"
 _FOLDER = re.compile(r"^(\.{1,2}(/|$)|/|~|[A-Za-z]:\\)")
+_RUN = re.compile(r"^(offline-|dry)?run-\d{8}_\d{6}-")
+_DEPTH, _LOOKS = 4, 1000  # how far the look for runs goes: levels, and folders
 _URL = re.compile(r"^(https?://[^/]+)/?(.*)$")
 
 
@@ -25,10 +28,31 @@ class Spot:
 
 
 def is_folder(place: str) -> bool:
-    """Whether this is a folder (or a lone .wandb file) on this machine: what looks like a path, or is one."""
+    """Whether this is a folder (or a lone .wandb file) on this machine: what looks like a path, or holds runs.
+
+    A folder that is only called like an entity is not meant.
+    """
     if _URL.match(place):
         return False
-    return _FOLDER.match(place) is not None or place.endswith(".wandb") or (bool(place) and Path(place).exists())
+    return _FOLDER.match(place) is not None or place.endswith(".wandb") or (bool(place) and _holds_runs(Path(place)))
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether there are runs in a folder, as far as a short look tells."""
+    waiting, looks = [(folder, 0)], 0
+    while waiting and looks < _LOOKS:
+        here, depth = waiting.pop(0)
+        try:
+            with os.scandir(here) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError:  # no folder, or one that may not be read: then it is the entity that is meant
+            continue
+        looks += 1
+        if any(_RUN.match(entry.name) or entry.name.endswith(".wandb") for entry in entries):
+            return True
+        if depth < _DEPTH:
+            waiting += [(Path(one.path), depth + 1) for one in entries if one.is_dir(follow_symlinks=False)]
+    return False
 
 
 def spot(place: str, env: Mapping[str, str]) -> Spot:
