@@ -18,6 +18,7 @@ from mlmigrate.adapters.mlflow import open_source
 from mlmigrate.adapters.mlflow.objects import BY_NAME
 from mlmigrate.adapters.mlflow.rest import read_datasets, read_experiments, read_models, read_registry, read_traces
 from mlmigrate.adapters.mlflow.rest.listing import Listing, Site
+from mlmigrate.adapters.mlflow.rest.records import _stamp
 from mlmigrate.adapters.mlflow.rest.server import Server
 from mlmigrate.address import parse
 from mlmigrate.errors import BadData
@@ -260,6 +261,15 @@ def test_refs_stand_for_groups_of_things_in_their_order(server):
     assert [ref.experiment for ref in refs] == ["1", "", "", "1", "1", "1", "1", "1", ""]
     assert all(ref.stamp for ref in refs)
     assert len({ref.origin for ref in refs}) == len(refs)
+
+
+def test_a_stamp_is_the_same_in_whatever_order_things_and_their_rows_are_told():
+    tags = [{"key": name, "value": "x"} for name in "abc"]
+    first, second = {"trace_info": [{"request_id": "1"}], "trace_tags": tags}, {"trace_info": [{"request_id": "2"}]}
+    told = _stamp(iter([first, second]))
+    assert told == _stamp(iter([second, {**first, "trace_tags": tags[::-1]}]))
+    assert told != _stamp(iter([second, {**first, "trace_tags": tags[1:]}]))
+    assert told != _stamp(iter([first]))
 
 
 def test_a_stamp_changes_with_the_things_and_not_with_our_marks(server):

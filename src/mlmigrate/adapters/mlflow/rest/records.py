@@ -244,16 +244,22 @@ class _Stamp:
     text: str
 
 
+def _encoded(value: object) -> bytes:
+    return msgspec.json.encode(value, order="deterministic")
+
+
 def _digest(value: object) -> int:
-    data = msgspec.json.encode(value, order="deterministic")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest())
+    return int.from_bytes(hashlib.blake2b(_encoded(value), digest_size=16).digest())
 
 
 def _stamp(heads: Iterator[Tree]) -> _Stamp | None:
-    """Changes when one of the things does, in whatever order they come; None when there are none."""
+    """Changes when one of the things does, in whatever order they and their rows come; None when there are none.
+
+    Servers give tags as protobuf's maps, whose order is another in each process.
+    """
     total, n = 0, 0
     for head in heads:
-        total += _digest(head)
+        total += _digest({table: sorted(map(_encoded, rows)) for table, rows in head.items()})
         n += 1
         if n > STAMPED:
             return _Stamp("")
