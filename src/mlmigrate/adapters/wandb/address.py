@@ -13,7 +13,7 @@ from mlmigrate.errors import UsageError
 BASE_URL = "https://api.wandb.ai"
 _HELP = "Write wandb:entity, wandb:entity/project, wandb:https://host/entity/project, or wandb:./folder"
 _FOLDER = re.compile(r"^(\.{1,2}(/|$)|/|~|[A-Za-z]:\\)")
-_RUN = re.compile(r"^(offline-|dry)?run-\d{8}_\d{6}-")
+RUN = re.compile(r"^(?:offline-|dry)?run-(\d{8}_\d{6})-(.+)$")  # what the SDK calls the folder of a run: time, id
 _DEPTH, _LOOKS = 4, 1000  # how far the look for runs goes: levels, and folders
 _URL = re.compile(r"^(https?://[^/]+)/?(.*)$")
 
@@ -48,7 +48,7 @@ def _holds_runs(folder: Path) -> bool:
         except OSError:  # no folder, or one that may not be read: then it is the entity that is meant
             continue
         looks += 1
-        if any(_RUN.match(entry.name) or entry.name.endswith(".wandb") for entry in entries):
+        if any(RUN.match(entry.name) or entry.name.endswith(".wandb") for entry in entries):
             return True
         if depth < _DEPTH:
             waiting += [(Path(one.path), depth + 1) for one in entries if one.is_dir(follow_symlinks=False)]

@@ -19,6 +19,7 @@ from mlmigrate.adapters.wandb.shape import Block, Other
 STEP_KEY, TIME_KEY, RUNTIME_KEY = "_step", "_timestamp", "_runtime"
 OURS = frozenset({STEP_KEY, TIME_KEY, RUNTIME_KEY})
 _TEXTS = frozenset(OWN_COLUMNS)  # text in these is text, whatever it spells
+A_NUMBER = tuple("-0123456789")  # how the JSON of a number begins
 SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no words for these: W&B's
 _NUMBERS = frozenset({int, float})
 _EXACT = 2.0**53  # beyond, not each integer is a float64

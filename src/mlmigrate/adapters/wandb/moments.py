@@ -8,6 +8,7 @@ something else had to stand in its place.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,19 @@ def whole_ms(time: float | None) -> int | None:
     """Seconds as milliseconds, as trackers that hold no more have them; None for what is no time."""
     (ms,), (micro,) = moments(np.array([np.nan if time is None else time]))
     return None if micro == NOTHING else int(ms)
+
+
+def milliseconds(told: object) -> int | None:
+    """A time as W&B and its SDK write it: ISO 8601, in UTC where no zone stands; None for what is none."""
+    if not isinstance(told, str) or not told:
+        return None
+    try:
+        when = datetime.fromisoformat(told)
+    except ValueError:
+        return None
+    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    seconds = when - datetime(1970, 1, 1, tzinfo=UTC)
+    return (seconds.days * 86400 + seconds.seconds) * 1000 + seconds.microseconds // 1000
 
 
 def in_calendar(time: F64) -> Bits:

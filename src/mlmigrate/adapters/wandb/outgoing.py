@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -446,7 +446,7 @@ def _summary(found: WandbRun, facts: Facts) -> dict[str, Any]:
     return summary
 
 
-def _without_left_behind(part: Mapping[str, Any], keys: Collection[str], way: tuple[str, ...] = ()) -> dict[str, Any]:
+def _without_left_behind(part: Mapping[str, Any], keys: frozenset[str], way: tuple[str, ...] = ()) -> dict[str, Any]:
     """What W&B had in a summary, but for numbers whose points were left behind, or called otherwise since."""
     kept: dict[str, Any] = {}
     for name, value in part.items():

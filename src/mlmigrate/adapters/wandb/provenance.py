@@ -28,6 +28,7 @@ KEY = "mlmigrate"  # of the config
 STEP, TIME = "mlflow/step", "mlflow/time"
 DATASET_NAME, DATASET_DIGEST, MODEL = "mlflow/dataset_name", "mlflow/dataset_digest", "mlflow/model"
 OWN_COLUMNS = (STEP, TIME, DATASET_NAME, DATASET_DIGEST, MODEL)
+EVENT = "system."  # stands before the keys of system metrics in W&B's own lines
 SYSTEM = "system/"  # metric keys that begin so are system metrics
 FOLDER = "wandb"
 RUN_JSON, HISTORY_JSONL = f"{FOLDER}/run.json", f"{FOLDER}/history.jsonl"

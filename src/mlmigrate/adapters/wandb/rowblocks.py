@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mlmigrate.adapters.wandb import moments
 from mlmigrate.adapters.wandb.blocks import escaped, unescaped
-from mlmigrate.adapters.wandb.gathering import sound
+from mlmigrate.adapters.wandb.gathering import A_NUMBER, sound
 from mlmigrate.adapters.wandb.moments import F64, NO_MICRO, NOTHING, Ints
 from mlmigrate.adapters.wandb.provenance import DATASET_DIGEST, DATASET_NAME, MODEL, STEP, SYSTEM, TIME
 from mlmigrate.adapters.wandb.shape import Block, Other
@@ -114,7 +114,7 @@ class Blocks:
         others = [*rows.others()]
         for (row, key, _), (told, text) in zip(others, self._texts.get([at for *_, at in others]), strict=True):
             found.append(Other(row, keys[key], text))
-            if not text.startswith(tuple("-0123456789")):
+            if not text.startswith(A_NUMBER):
                 words.append((row, key))
             runtime[row] = runtime[row] if math.isnan(told) else told
         return runtime, [*found, *self._linked(rows)], words

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from mlmigrate.adapters.wandb import moments
 from mlmigrate.adapters.wandb.blocks import escaped, neutral, own_name
+from mlmigrate.adapters.wandb.gathering import A_NUMBER
 from mlmigrate.adapters.wandb.moments import NO_MICRO, NOTHING, WHOLE_OF_NOTHING, Ints
 from mlmigrate.adapters.wandb.provenance import SYSTEM
 from mlmigrate.adapters.wandb.rowblocks import Blocks, Link, Texts
@@ -62,7 +63,7 @@ _BLOCK = 50_000  # values of a block
 _HELD = 200_000  # points between two looks at the latest
 _OTHERS = 10_000  # that are held before they are columns
 _WHOLE = 2**31 - 1
-TELLS_A_POINT = ("true", "false", *"-0123456789")  # how the JSON of a value begins that is a point as well
+TELLS_A_POINT = ("true", "false", *A_NUMBER)  # how the JSON of a value begins that is a point as well
 
 
 class Rows:

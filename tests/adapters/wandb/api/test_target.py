@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import wandbserver
 from mlmigrate.adapters.base import Context
 from mlmigrate.adapters.memory import Held
 from mlmigrate.adapters.wandb.api import target
@@ -21,7 +20,7 @@ from mlmigrate.address import parse
 from mlmigrate.errors import Conflict, NotFound, Refused
 from mlmigrate.model import PARENT_TAG
 from mlmigrate.testing.samples import START, hard_samples, make, place_of, samples, series
-from wandbtarget import carried, essence, points_of, points_of_held, provenance, run_of, use
+from wandbtarget import carried, essence, points_of, points_of_held, provenance, run_of
 
 pytestmark = pytest.mark.slow
 MANY = next(held for held in hard_samples() if held.run.name == "many points")
@@ -39,19 +38,6 @@ print("TOLD " + json.dumps({
     "artifacts": [[one.name, one.type, one.digest] for one in art], "metadata": run.metadata,
 }))
 """
-
-
-@pytest.fixture(scope="module")
-def running():
-    with wandbserver.running() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running, monkeypatch):
-    running.reset()
-    use(running, monkeypatch)
-    return running
 
 
 def one_run(name: str, *values: float, **fields: object) -> Held:

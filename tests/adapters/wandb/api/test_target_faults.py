@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-import wandbserver
 from mlmigrate.adapters.memory import Held, Memory
 from mlmigrate.adapters.wandb.api import target
 from mlmigrate.adapters.wandb.api.client import Client
@@ -39,19 +38,6 @@ KINDS = (
     "RunInputArtifacts",
     "UpsertBuckets",
 )
-
-
-@pytest.fixture(scope="module")
-def running():
-    with wandbserver.running() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running, monkeypatch):
-    running.reset()
-    use(running, monkeypatch)
-    return running
 
 
 @pytest.fixture

@@ -8,28 +8,14 @@ from dataclasses import replace
 import pytest
 import urllib3
 
-import wandbserver
 from mlmigrate.adapters.memory import Held
 from mlmigrate.errors import Unavailable
 from mlmigrate.testing.samples import make, place_of, series
-from wandbtarget import carried, points_of, points_of_held, provenance, run_of, use
+from wandbtarget import carried, points_of, points_of_held, provenance, run_of
 
 pytestmark = pytest.mark.slow
 BEFORE = {"loss": [(0, 1_600_000_000_000, 1.0), (1, 1_600_000_000_500, 0.5)]}
 AFTER = {**BEFORE, "accuracy": [(1, 1_600_000_000_500, 0.9), (2, 1_600_000_001_000, 0.95)]}
-
-
-@pytest.fixture(scope="module")
-def running():
-    with wandbserver.running() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running, monkeypatch):
-    running.reset()
-    use(running, monkeypatch)
-    return running
 
 
 def run_at(moment: str, points, status="RUNNING") -> Held:

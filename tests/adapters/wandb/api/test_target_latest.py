@@ -8,23 +8,9 @@ import hashlib
 import pytest
 
 import wandblogs
-import wandbserver
-from wandbtarget import command, use
+from wandbtarget import command
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def running():
-    with wandbserver.running() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running, monkeypatch):
-    running.reset()
-    use(running, monkeypatch)
-    return running
 
 
 def logs(folder, latest):

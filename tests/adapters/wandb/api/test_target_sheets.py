@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import wandbserver
 from mlmigrate.adapters.base import Context
 from mlmigrate.adapters.wandb.api import proving
 from mlmigrate.adapters.wandb.api.target import open_target
@@ -22,12 +21,6 @@ from wandbtarget import use
 
 pytestmark = pytest.mark.slow
 KEYS = ("loss", "accuracy")
-
-
-@pytest.fixture(scope="module")
-def running():
-    with wandbserver.running() as server:
-        yield server
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from mlmigrate.adapters.wandb.api.told import as_json, config_of, listed, metrics_of, milliseconds
+from mlmigrate.adapters.wandb.api.told import as_json, config_of, listed, metrics_of
 from mlmigrate.adapters.wandb.api.versions import Urls, opener, version_of
+from mlmigrate.adapters.wandb.moments import milliseconds
 from mlmigrate.errors import Damaged, MigrateError, NotFound, Refused
 
 

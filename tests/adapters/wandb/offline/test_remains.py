@@ -168,6 +168,13 @@ def test_a_start_that_only_the_folders_name_tells_is_that(tmp_path):
     assert [loss.what for loss in losses if "taken for UTC" in loss.because] == [f"start of {empty.name}"]
 
 
+@pytest.mark.parametrize("runtime", ["NaN", "Infinity", "1e400", '"long"', "true", "-1e300"])
+def test_a_runtime_that_is_no_time_is_none(tmp_path, runtime):
+    lie(tmp_path / "run-20241112_215604-torn", {"files/wandb-summary.json": f'{{"_wandb": {{"runtime": {runtime}}}}}'})
+    runs, _ = whole(tmp_path)
+    assert (runs["torn"][0].status, runs["torn"][0].end) == ("FAILED", None)
+
+
 def test_damaged_lines_are_told_and_the_others_read(tmp_path, monkeypatch):
     monkeypatch.setattr(remains, "LONGEST", 300)
     good = [{"loss": n / 4, "_step": n} for n in range(4)]

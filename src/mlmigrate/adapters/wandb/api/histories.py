@@ -32,6 +32,7 @@ from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.told import whole
+from mlmigrate.adapters.wandb.provenance import EVENT
 from mlmigrate.adapters.wandb.shape import Block
 from mlmigrate.errors import BadData, NotFound, Refused
 from mlmigrate.model import Loss
@@ -47,7 +48,6 @@ BATCH = 32_768  # rows taken of an export at once
 SPARSE = 20  # steps a row: beyond that, ranges are found by halving
 AHEAD = 4  # pages that are asked for before their turn
 FARTHEST = 1 << 53
-SYSTEM = "system."
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +358,7 @@ def events(
         because = f"the server says that there are {lines} rows, and gave {len(rows)} of them, a sample"
         _tell(losses, Loss(where.run, "system metrics", because))
     for start in range(0, len(rows), PAGE):
-        yield blocks.from_lines(_bytes(rows[start : start + PAGE]), SYSTEM)
+        yield blocks.from_lines(_bytes(rows[start : start + PAGE]), EVENT)
 
 
 def _tell(losses: list[Loss], loss: Loss) -> None:

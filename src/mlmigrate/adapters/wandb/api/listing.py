@@ -16,9 +16,10 @@ from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.pages import all_pages, held, hidden, next_page, nodes
-from mlmigrate.adapters.wandb.api.told import Listed, as_json, listed, milliseconds
+from mlmigrate.adapters.wandb.api.told import Listed, as_json, listed
 from mlmigrate.adapters.wandb.api.versions import HISTORY_TYPE, version_of
 from mlmigrate.adapters.wandb.catalogue import Project, Report, Sweep
+from mlmigrate.adapters.wandb.moments import milliseconds
 from mlmigrate.adapters.wandb.shape import Version
 from mlmigrate.errors import NotFound, Refused, Unavailable
 from mlmigrate.model import Loss

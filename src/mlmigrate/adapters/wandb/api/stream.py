@@ -20,6 +20,7 @@ from mlmigrate.adapters.wandb import blocks
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.pages import Untold
 from mlmigrate.adapters.wandb.api.writes import FIRST_LINES, LINE_COUNTS
+from mlmigrate.adapters.wandb.provenance import EVENT
 from mlmigrate.adapters.wandb.shape import Block
 from mlmigrate.errors import Damaged, Unavailable
 
@@ -176,7 +177,7 @@ def history_lines(block: Block) -> tuple[list[bytes], int]:
 
 def event_lines(block: Block) -> list[bytes]:
     """The lines of some system metrics."""
-    return blocks.lines(block, "system.")
+    return blocks.lines(block, EVENT)
 
 
 def _cut(lines: list[bytes]) -> tuple[list[bytes], int]:

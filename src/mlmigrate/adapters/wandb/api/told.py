@@ -6,9 +6,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
+from mlmigrate.adapters.wandb.moments import milliseconds
 from mlmigrate.adapters.wandb.shape import WandbRun
 
 Json = Mapping[str, Any]
@@ -136,19 +136,6 @@ def as_json(told: object) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def milliseconds(told: object) -> int | None:
-    """A time as W&B's API says it: ISO 8601, in UTC where no zone stands."""
-    if not isinstance(told, str) or not told:
-        return None
-    try:
-        when = datetime.fromisoformat(told)
-    except ValueError:
-        return None
-    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-    seconds = when - datetime(1970, 1, 1, tzinfo=UTC)
-    return (seconds.days * 86400 + seconds.seconds) * 1000 + seconds.microseconds // 1000
 
 
 def runtime_of(summary: Json) -> float | None:

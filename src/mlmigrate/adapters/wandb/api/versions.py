@@ -23,7 +23,8 @@ from typing import Any, BinaryIO, cast
 from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.pages import all_pages, nodes
-from mlmigrate.adapters.wandb.api.told import as_json, milliseconds, whole
+from mlmigrate.adapters.wandb.api.told import as_json, whole
+from mlmigrate.adapters.wandb.moments import milliseconds
 from mlmigrate.adapters.wandb.shape import File, Opener, Version
 from mlmigrate.errors import BadData, Damaged, NotFound, Refused
 from mlmigrate.model import Loss

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.wandb.datalog.columns import OWN
+from mlmigrate.adapters.wandb.gathering import A_NUMBER
 from mlmigrate.adapters.wandb.moments import LATEST
 from mlmigrate.adapters.wandb.shape import Block
 
@@ -24,7 +25,6 @@ _ITEM, _STATS_ITEM = b"\x0a", b"\x1a"  # of an item in its message
 _KEY, _NESTED_KEY, _VALUE_JSON = b"\x0a", b"\x12", b"\x82\x01"  # in an item
 _SECOND, _FIRST_NUMBER, _SECOND_NUMBER = b"\x12", b"\x08", b"\x10"  # step or timestamp, and the numbers in them
 _LONGEST = 32  # no text of a number is as long
-_NUMBER = "-0123456789"
 
 Ints = npt.NDArray[np.int32]
 
@@ -92,7 +92,7 @@ def _messages(block: Block, item: bytes, tag: bytes, own: Sequence[tuple[str, pa
 
 def _not_told_as_text(block: Block) -> npt.NDArray[np.bool_]:
     """Which numbers stand for themselves: integers that float64 cannot hold are among `others`."""
-    exact = {(one.row, one.key) for one in block.others if one.text.startswith(tuple(_NUMBER))}
+    exact = {(one.row, one.key) for one in block.others if one.text.startswith(A_NUMBER)}
     keep = np.ones(len(block.value), dtype=bool)
     if exact:
         places = zip(block.row.to_pylist(), block.key.to_pylist(), strict=True)

@@ -61,15 +61,6 @@ def small(files: Sequence[File], path: str) -> bytes | None:
     return read(files, path, LARGEST)
 
 
-def millis(text: object) -> int | None:
-    """A time as the SDK writes it, which is UTC whether it says so or not; None for what is none."""
-    try:
-        at = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-    return None if at is None else int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
 def named_time(text: str) -> int | None:
     """The time in the name of a run's folder, as if it were UTC; None for what is none."""
     try:

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlmigrate.adapters.wandb.address import RUN
 from mlmigrate.errors import NotFound
 from mlmigrate.storage.local import explain
 
 PARTS = ".parts"  # of ours: what is being written
 HISTORY, EVENTS = "wandb-history.jsonl", "wandb-events.jsonl"
 _TELLING = (HISTORY, "wandb-metadata.json", "wandb-summary.json", "config.yaml")  # of a run without a log
-_RUN = re.compile(r"^(?:offline-|dry)?run-(\d{8}_\d{6})-(.+)$")
 _LOG = re.compile(r"^run-(.+)\.wandb$")
 _SWEEP = re.compile(r"^sweep-(.+)$")
 _CHOSEN = re.compile(r"^config-(.+)\.yaml$")
@@ -92,7 +92,7 @@ def _look(folder: Path, found: Found) -> None:
     for here, entries in _walk(folder, found):
         logs = [entry for entry in entries if entry.name.endswith(".wandb")]
         found.places += [_place(here, Path(entry.path), found) for entry in logs if _plain(entry, found)]
-        if not logs and _RUN.match(here.name):
+        if not logs and RUN.match(here.name):
             _bare(here, found)
         sweep = _SWEEP.match(here.name)
         for entry in entries if sweep else ():
@@ -126,7 +126,7 @@ def _walk(folder: Path, found: Found) -> Iterator[tuple[Path, list[os.DirEntry[s
             continue
         files = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
         yield here, files
-        of_run = any(entry.name.endswith(".wandb") for entry in files) or _RUN.match(here.name) is not None
+        of_run = any(entry.name.endswith(".wandb") for entry in files) or RUN.match(here.name) is not None
         below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != PARTS]
         waiting += [here / name for name in reversed(below) if not (of_run and name in {"files", "logs", "tmp"})]
 
@@ -144,7 +144,7 @@ def _lone(log: Path, found: Found) -> Place:
 
 
 def _place(folder: Path, log: Path, found: Found) -> Place:
-    named, run = _LOG.match(log.name), _RUN.match(folder.name)
+    named, run = _LOG.match(log.name), RUN.match(folder.name)
     id_ = named[1] if named else run[2] if run else log.name.removesuffix(".wandb")
     if not id_.isprintable():
         found.odd.append((shown(log), "its name has characters that are none"))

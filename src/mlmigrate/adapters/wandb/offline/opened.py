@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from mlmigrate.adapters.wandb.datalog.reader import Log
 from mlmigrate.adapters.wandb.datalog.state import Entry, Logged
+from mlmigrate.adapters.wandb.moments import milliseconds
 from mlmigrate.adapters.wandb.offline import beside, manifests
 from mlmigrate.adapters.wandb.offline.files import CONFIG, CONSOLE, METADATA, SUMMARY, merged, opener, run_files
 from mlmigrate.adapters.wandb.offline.folders import EVENTS, HISTORY, Place
@@ -46,7 +47,7 @@ def told(place: Place, log: Log | Remains, losses: list[Loss]) -> WandbRun:
         internal=run.internal or (internal if isinstance(internal, dict) else {}),
         summary=run.summary or parsed.of(SUMMARY, beside.mapping),
         metadata=metadata,
-        started=run.started if run.started is not None else beside.millis(metadata.get("startedAt")),
+        started=run.started if run.started is not None else milliseconds(metadata.get("startedAt")),
     )
     said = _said(metadata)
     run = replace(run, **{name: said[name] for name in _OF_LOG if name in said and not getattr(run, name)})

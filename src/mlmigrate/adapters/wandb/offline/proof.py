@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlmigrate.adapters.wandb import moments
+from mlmigrate.adapters.wandb.gathering import A_NUMBER
 from mlmigrate.adapters.wandb.shape import Block, WandbRun
 
 Words = npt.NDArray[np.uint64]
@@ -52,7 +53,7 @@ class Sum:
         value[np.isnan(value)] = np.nan
         words = at[block.row.to_numpy()] ^ keys[block.key.to_numpy()]
         total = _total(_mixed(words ^ _mixed(value.view(np.uint64)))) + _total(_mixed(at))
-        exact = [one for one in block.others if one.text[:1] not in "-0123456789"]
+        exact = [one for one in block.others if not one.text.startswith(A_NUMBER)]
         for one in exact:
             total += _total(_mixed(at[one.row : one.row + 1] ^ self._key(one.key + "\0" + one.text)))
         self.names |= dict.fromkeys([*block.keys, *(one.key for one in block.others)])

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 from mlmigrate.adapters.wandb import blocks
 from mlmigrate.adapters.wandb.datalog.reader import BYTES, ROWS, SILENT
 from mlmigrate.adapters.wandb.datalog.state import Logged
-from mlmigrate.adapters.wandb.offline import beside
+from mlmigrate.adapters.wandb.moments import milliseconds
 from mlmigrate.adapters.wandb.offline.folders import EVENTS, HISTORY, Place
+from mlmigrate.adapters.wandb.provenance import EVENT
 from mlmigrate.adapters.wandb.shape import Block, WandbRun
 from mlmigrate.errors import BadData
 from mlmigrate.model import Loss
@@ -31,7 +32,7 @@ from mlmigrate.model import Loss
 LONGEST = 64 << 20  # bytes of a line; W&B takes no more than 10 MiB
 _PIECE = 1 << 20
 _SETTINGS = 1 << 16
-_SYSTEM = "system."  # stands before the keys of system metrics
+_LONGEST_RUN = 1e12  # seconds; what is beyond, or NaN, is no time that a run took
 _ENDS = frozenset(["finished", "failed", "killed", "crashed"])
 
 
@@ -69,12 +70,12 @@ class Remains:
 
     def events(self) -> Iterator[Block]:
         """System metrics."""
-        yield from self._blocks(self._events, "system metrics", _SYSTEM)
+        yield from self._blocks(self._events, "system metrics", EVENT)
 
     def completed(self, run: WandbRun) -> WandbRun:
         """The run, with what its metadata and its summary say of its end."""
         told = run.metadata
-        ended, runtime = beside.millis(told.get("heartbeatAt")), _runtime(run.summary)
+        ended, runtime = milliseconds(told.get("heartbeatAt")), _runtime(run.summary)
         state = self._state(told.get("state"), ended_well=runtime is not None)
         if runtime is not None and run.started is not None and ended is None:
             ended = run.started + round(runtime * 1000)
@@ -190,7 +191,9 @@ def _settings(path: Path) -> tuple[str, str]:
 def _runtime(summary: Mapping[str, Any]) -> float | None:
     own = summary.get("_wandb")
     found = own.get("runtime") if isinstance(own, dict) else None
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    return float(found) if abs(found) < _LONGEST_RUN else None
 
 
 def _text(value: object) -> str:
