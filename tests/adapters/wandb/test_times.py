@@ -6,6 +6,7 @@ import pytest
 
 from mlmigrate.adapters import memory
 from mlmigrate.adapters.memory import Held, Memory
+from mlmigrate.adapters.wandb import moments
 from mlmigrate.address import parse
 from mlmigrate.events import Silent
 from mlmigrate.ledger import Ledger
@@ -38,3 +39,12 @@ def test_a_folder_gives_every_point_its_time_again(start, times, tmp_path, reque
         report = transfer(job, ledger, Silent())
     assert (report.failed, report.losses, report.copied) == ((), (), 1)
     assert verify(job, Silent()).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [(90, 90.0), (0.5, 0.5), (True, None), ("90", None), (None, None), (float("nan"), None), (float("inf"), None)]
+    + [(1e300, None), (10**400, None), (-1e300, None)],
+)
+def test_what_no_run_can_take_is_no_runtime(told, seconds):
+    assert moments.lasted(told) == seconds

@@ -25,6 +25,7 @@ EARLIEST, LATEST = -62_135_596_800, 253_402_300_800  # seconds: from year 1 to 9
 _MICRO = 1_000_000
 _HONEST = 2.0**33  # seconds: float64 tells two microseconds apart until then
 _LARGEST = 2.0**63
+_FOREVER = 1e12  # seconds
 _NONE = "none"
 _TEXT = re.compile(r"(-?\d{1,19})([+-]\d{1,10})?", re.ASCII)
 
@@ -67,6 +68,13 @@ def milliseconds(told: object) -> int | None:
     when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
     seconds = when - datetime(1970, 1, 1, tzinfo=UTC)
     return (seconds.days * 86400 + seconds.seconds) * 1000 + seconds.microseconds // 1000
+
+
+def lasted(told: object) -> float | None:
+    """The seconds that a run took; None for what is no number, and for what nothing can take."""
+    if isinstance(told, bool) or not isinstance(told, int | float):
+        return None
+    return float(told) if abs(told) < _FOREVER else None
 
 
 def in_calendar(time: F64) -> Bits:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from mlmigrate.adapters.wandb.moments import milliseconds
+from mlmigrate.adapters.wandb.moments import lasted, milliseconds
 from mlmigrate.adapters.wandb.shape import WandbRun
 
 Json = Mapping[str, Any]
@@ -142,8 +142,8 @@ def runtime_of(summary: Json) -> float | None:
     """How long the run took, in seconds."""
     inner = summary.get("_wandb")
     for told in (_of(inner, "runtime"), summary.get("_runtime")):
-        if isinstance(told, int | float) and not isinstance(told, bool) and math.isfinite(told):
-            return float(told)
+        if (runtime := lasted(told)) is not None:
+            return runtime
     return None
 
 

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from mlmigrate.adapters.wandb import blocks
 from mlmigrate.adapters.wandb.datalog.reader import BYTES, ROWS, SILENT
 from mlmigrate.adapters.wandb.datalog.state import Logged
-from mlmigrate.adapters.wandb.moments import milliseconds
+from mlmigrate.adapters.wandb.moments import lasted, milliseconds
 from mlmigrate.adapters.wandb.offline.folders import EVENTS, HISTORY, Place
 from mlmigrate.adapters.wandb.provenance import EVENT
 from mlmigrate.adapters.wandb.shape import Block, WandbRun
@@ -32,7 +32,6 @@ from mlmigrate.model import Loss
 LONGEST = 64 << 20  # bytes of a line; W&B takes no more than 10 MiB
 _PIECE = 1 << 20
 _SETTINGS = 1 << 16
-_LONGEST_RUN = 1e12  # seconds; what is beyond, or NaN, is no time that a run took
 _ENDS = frozenset(["finished", "failed", "killed", "crashed"])
 
 
@@ -190,10 +189,7 @@ def _settings(path: Path) -> tuple[str, str]:
 
 def _runtime(summary: Mapping[str, Any]) -> float | None:
     own = summary.get("_wandb")
-    found = own.get("runtime") if isinstance(own, dict) else None
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        return None
-    return float(found) if abs(found) < _LONGEST_RUN else None
+    return lasted(own.get("runtime")) if isinstance(own, dict) else None
 
 
 def _text(value: object) -> str:
