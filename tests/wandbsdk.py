@@ -10,8 +10,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,11 @@ RECIPES = {
     "0.31.0": ("wandb==0.31.0",),
 }
 VERSIONS = tuple(RECIPES)
-PATIENCE = 120  # seconds
+PATIENCE = 90  # seconds; the longest script takes 4 on a quiet machine
+
+
+class HungError(AssertionError):
+    """A script, or a command of the SDK, that did not end."""
 
 
 class Server(Protocol):
@@ -89,8 +95,20 @@ def run(
     version: str, script: str, server: Server, folder: Path, more: Mapping[str, str] | None = None, check: bool = True
 ) -> Done:
     """Runs a Python script with that SDK, in `folder`; one that fails is told with all it printed."""
-    command: list[Path | str] = [environment(version) / "python", "-c", script]
-    return _done(command, {**env(folder, server), **(more or {})}, folder, check)
+    return _done(_script(version, script), {**env(folder, server), **(more or {})}, folder, check)
+
+
+def ask(version: str, script: str, server: Server, folder: Path, more: Mapping[str, str] | None = None) -> Done:
+    """As `run`, for a script that only reads: one that does not end is begun once more, with a warning.
+
+    The SDK sets no limit to most of what it asks of its own helper process, wandb-core, and on a busy machine has been
+    seen to wait for ever.
+    """
+    try:
+        return run(version, script, server, folder, more)
+    except HungError as error:
+        warnings.warn(f"the SDK {version} hung and was asked again: {error}", stacklevel=2)
+    return run(version, script, server, folder, more)
 
 
 def sync(version: str, folder: Path, server: Server, *runs: Path, check: bool = True) -> Done:
@@ -101,10 +119,20 @@ def sync(version: str, folder: Path, server: Server, *runs: Path, check: bool = 
     return _done(command, {**env(folder, server), **loud}, folder, check)
 
 
+def _script(version: str, script: str) -> list[Path | str]:
+    return [environment(version) / "python", "-X", "faulthandler", "-c", script]
+
+
 def _done(command: list[Path | str], env: dict[str, str], folder: Path, check: bool) -> Done:
-    ended = subprocess.run(
-        list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    if check and ended.returncode:
-        raise AssertionError(f"exit code {ended.returncode}\n{ended.stdout[-4000:]}\n{ended.stderr[-8000:]}")
-    return Done(ended.returncode, ended.stdout, ended.stderr)
+    with subprocess.Popen(
+        list(map(str, command)), cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # a script then prints where each of its threads stands
+            out, err = process.communicate(timeout=PATIENCE)
+            raise HungError(f"no end after {PATIENCE} s\n{out[-4000:]}\n{err[-8000:]}") from None
+    if check and process.returncode:
+        raise AssertionError(f"exit code {process.returncode}\n{out[-4000:]}\n{err[-8000:]}")
+    return Done(process.returncode, out, err)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,9 +191,9 @@ class World:
     folder: Path
     state: dict[str, Any]
 
-    def told(self, script: str) -> Any:
-        """What a script prints after "told "."""
-        done = wandbsdk.run(self.version, script, self.server, self.folder)
+    def told(self, script: str, run: Callable[..., wandbsdk.Done] = wandbsdk.ask) -> Any:
+        """What a script prints after "told "; one that changes something is not begun twice: `run`."""
+        done = run(self.version, script, self.server, self.folder)
         return json.loads(
             next(line for line in done.out.splitlines() if line.startswith("told ")).removeprefix("told ")
         )
@@ -346,7 +346,7 @@ class TestAfterwards:
         assert asked == [7, 7, 7]
 
     def test_runs_and_artifacts_are_changed_and_deleted(self, world):
-        told = world.told(CHANGE)
+        told = world.told(CHANGE, wandbsdk.run)
         state = world.server.state()
         run, artifact = state["runs"]["team/p/r1"], state["artifacts"]["team/p/data:v0"]
         assert (run["config"]["new"], run["tags"], run["notes"]) == (5, ["x", "y"], "other")
@@ -362,7 +362,7 @@ class TestAfterwards:
         assert told["artifact"] is not None
 
     def test_models_are_linked_into_registries(self, world):
-        told = world.told(REGISTRY)
+        told = world.told(REGISTRY, wandbsdk.run)
         assert told == {"registries": ["models"], "collections": ["best"], "versions": ["best:v0"]}
         collections = world.server.state()["collections"]
         assert collections["acme-org/wandb-registry-models/best"]["members"] == {}
@@ -373,3 +373,26 @@ class TestAfterwards:
         """But for texts that it tries on new servers before it falls back to older ones."""
         wrong = {text: errors for text, errors in world.server.operations().items() if errors}
         assert wrong == {}
+
+
+SLOW_ONCE = """
+import pathlib, time
+
+there = pathlib.Path("there")
+if not there.exists():
+    there.touch()
+    time.sleep(600)
+print("told 1")
+"""
+
+
+class TestAsking:
+    """What the tests do about an SDK that does not end."""
+
+    def test_it_is_asked_again_once_and_where_it_stood_is_told(self, world, tmp_path, monkeypatch):
+        monkeypatch.setattr(wandbsdk, "PATIENCE", 5)
+        with pytest.warns(UserWarning, match=r'(?s)no end after 5 s.*File "<string>", line 7'):
+            assert wandbsdk.ask(world.version, SLOW_ONCE, world.server, tmp_path).out == "told 1\n"
+        (tmp_path / "there").unlink()
+        with pytest.raises(wandbsdk.HungError):
+            wandbsdk.run(world.version, SLOW_ONCE, world.server, tmp_path)

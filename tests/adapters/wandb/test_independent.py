@@ -52,7 +52,7 @@ class World:
         self.other = self.read("other")
 
     def read(self, entity: str) -> dict[str, dict[str, Any]]:
-        done = wandbsdk.run(self.version, wandbchance.READ, self.server, self.folder, {"ENTITY": entity})
+        done = wandbsdk.ask(self.version, wandbchance.READ, self.server, self.folder, {"ENTITY": entity})
         found = wandbchance.told(done)
         return {
             project: {id_: run for id_, run in runs.items() if run["job_type"] != OURS}

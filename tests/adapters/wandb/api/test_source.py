@@ -83,7 +83,7 @@ def told(running: wandbserver.Server, tmp_path_factory: pytest.TempPathFactory) 
     """What the real SDK logged, as the real SDK reads it again."""
     folder = tmp_path_factory.mktemp("sdk")
     wandbsdk.run("0.31.0", LOG, running, folder)
-    wandbsdk.run("0.31.0", TELL, running, folder)
+    wandbsdk.ask("0.31.0", TELL, running, folder)
     return json.loads((folder / "told.json").read_text())  # type: ignore[no-any-return]
 
 
