@@ -61,6 +61,10 @@ class Provenance:
     files       paths of artifacts that are files of the run page, under the same path; those in wandb/files/ of a
                 native run lie there without that folder
     rows, events  how many lines were written
+    heads       collections of artifacts of which it made the version "latest" -> [that version's id, when in ms]
+    overtook    collections -> id of its version, to which W&B gave "latest" though another had it, until that is undone
+    unmade      versions that it read and nobody had made yet: {"name", "type", "version", "project", "digest"}
+    missing     those of them of which was told that they are not there; they may still come
     estate      of kind "experiment": its {id, name, tags, created, updated, deleted, artifact_root, origin}
     """
 
@@ -94,20 +98,27 @@ class Provenance:
     files: tuple[str, ...] = ()
     rows: int = 0
     events: int = 0
+    heads: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    overtook: Mapping[str, str] = field(default_factory=dict)
+    unmade: tuple[Mapping[str, str], ...] = ()
+    missing: tuple[Mapping[str, str], ...] = ()
     estate: Mapping[str, Any] = field(default_factory=dict)
 
 
-_DEFAULTS: Mapping[str, Any] = msgspec.to_builtins(Provenance())
 _HARD = "$base64:"  # how a text begins that is unsafe; the rest is its bytes
 UNSAFE = re.compile("[\ud800-\udfff\0]")  # what JSON, or a database behind it, cannot hold
 
 
 def as_config(provenance: Provenance) -> dict[str, Any]:
     """What stands in the config: what is as always is left out, and every text is one that JSON can hold."""
-    plain = {one.name: getattr(provenance, one.name) for one in fields(provenance)}
-    told: dict[str, Any] = _each(plain, _safe)
+    told, default = _safely(provenance), _safely(Provenance())
     kept = ("version", "kind", "origin", "generation")
-    return {name: value for name, value in told.items() if name in kept or value != _DEFAULTS[name]}
+    return {name: value for name, value in told.items() if name in kept or value != default[name]}
+
+
+def _safely(provenance: Provenance) -> dict[str, Any]:
+    told: dict[str, Any] = _each({one.name: getattr(provenance, one.name) for one in fields(provenance)}, _safe)
+    return told
 
 
 def of_config(told: object) -> Provenance | None:

@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlmigrate.adapters.wandb import digests
@@ -115,9 +115,6 @@ class Artifacts:
     multipart: int = MULTIPART
     part: int = PART
     made: dict[tuple[str, str, str], str] = field(default_factory=dict)  # project, collection, digest -> id
-    latest: dict[tuple[str, str], tuple[Draft, str]] = field(
-        default_factory=dict
-    )  # project, collection -> which it was
     lacks: set[str] = field(default_factory=set)  # what this server turned out not to know
     _turns: dict[tuple[str, str], threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -135,8 +132,6 @@ class Artifacts:
                 self._commit(given, artifact["id"])
             self._settle_aliases(given, artifact["id"])
         self.made[given.where.project, given.version.name, digest] = artifact["id"]
-        if LATEST in given.version.aliases:
-            self.latest[key] = replace(given, entries=()), artifact["id"]
         return Made(artifact["id"], given.version.name, digest, bool(given.version.tags) and TAGS in self.lacks)
 
     def use(self, where: Where, artifact: str) -> None:
@@ -352,30 +347,42 @@ class Artifacts:
     def _state(self, id: str) -> dict[str, Any]:
         return dict(self.client.graphql(ARTIFACT_STATE, {"id": id}).get("artifact") or {})
 
-    def settle_latest(self) -> Iterator[tuple[Draft, str]]:
-        """Gives "latest" back to the versions that had it: W&B gave it to what came last. What it refuses, and why."""
-        for given, artifact in self.latest.values():
-            try:
-                self._settle_aliases(given, artifact)
-            except Unavailable:
-                raise
-            except MigrateError as error:  # all else is there
-                yield given, error.message
-                continue
-            if all(one["alias"] != LATEST for one in self._state(artifact).get("aliases") or ()):
-                yield given, "W&B has it at another version"
+    def hand_over(self, where: Where, collection: str, from_: Sequence[str], to: str) -> bool:
+        """The alias "latest" goes from whichever of these versions has it to that one; False where it did not go.
+
+        Where another has it, somebody gave it to that: it stays.
+        """
+        if LATEST in self._aliases(where, collection, to):
+            return True
+        if not any(LATEST in self._aliases(where, collection, one) for one in reversed(from_)):
+            return True
+        self._add_aliases(where, collection, to, [LATEST])
+        return LATEST in self._aliases(where, collection, to)
 
     def _settle_aliases(self, given: Draft, id: str) -> None:
         """Aliases that the version has not got yet: one that was there already keeps those it had."""
         wanted = [one for one in given.version.aliases if not _NUMBER.fullmatch(one)]
         if not wanted:
             return
-        there = {one["alias"] for one in self._state(id).get("aliases") or ()}
-        collection = {"entityName": given.where.entity, "projectName": given.where.project}
-        collection["artifactCollectionName"] = given.version.name
-        missing = [{**collection, "alias": alias} for alias in wanted if alias not in there]
+        there = self._aliases(given.where, given.version.name, id)
+        missing = [alias for alias in wanted if alias not in there]
         if missing:
-            self.client.graphql(ADD_ALIASES, {"input": {"artifactID": id, "aliases": missing}})
+            self._add_aliases(given.where, given.version.name, id, missing)
+
+    def _aliases(self, where: Where, collection: str, id: str) -> set[str]:
+        """Those that the version has in its own collection; others that it is linked into have theirs."""
+        found = set()
+        for one in self._state(id).get("aliases") or ():
+            home = one.get("artifactCollection") or {}
+            project = (home.get("project") or {}).get("name")
+            if home.get("name") in (None, collection) and project in (None, where.project):
+                found.add(str(one["alias"]))
+        return found
+
+    def _add_aliases(self, where: Where, collection: str, id: str, aliases: Sequence[str]) -> None:
+        home = {"entityName": where.entity, "projectName": where.project, "artifactCollectionName": collection}
+        given = {"artifactID": id, "aliases": [{**home, "alias": alias} for alias in aliases]}
+        self.client.graphql(ADD_ALIASES, {"input": given})
 
 
 def _manifest_of(given: Draft, births: Mapping[str, str]) -> bytes:

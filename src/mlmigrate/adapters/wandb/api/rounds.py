@@ -7,11 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mlmigrate.adapters.wandb.api.logged import Made
 from mlmigrate.adapters.wandb.api.pages import Untold
 from mlmigrate.adapters.wandb.api.places import Begun
 from mlmigrate.adapters.wandb.api.proving import Written
 from mlmigrate.adapters.wandb.provenance import KEY, of_config
-from mlmigrate.adapters.wandb.shape import Sheet
+from mlmigrate.adapters.wandb.shape import Sheet, Version
 from mlmigrate.errors import MigrateError
 
 WRITERS = 32  # runs under way at once
@@ -22,10 +23,16 @@ GROUP_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A run that was written."""
+    """A run that was written.
+
+    lent   versions that it read and that were made for it, with what they became
+    owed   those that it read and that nobody has made yet
+    """
 
     written: Written
     begun: Begun
+    lent: tuple[tuple[Version, Made], ...] = ()
+    owed: tuple[Version, ...] = ()
 
 
 class Writer(Protocol):

@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mlmigrate.adapters.wandb.api import debts
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.generations import Generations
 from mlmigrate.adapters.wandb.api.links import linked
@@ -38,7 +39,7 @@ from mlmigrate.adapters.wandb.api.stream import (
     event_lines,
     history_lines,
 )
-from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, stamped
+from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, told_anew
 from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, send_files, send_to
 from mlmigrate.adapters.wandb.api.writes import RUN_FILES, STAMP_RUN, stamp_all
 from mlmigrate.adapters.wandb.provenance import KEY
@@ -64,7 +65,6 @@ class Sending:
     proof: Proof
     losses: list[Loss] = field(default_factory=list)
     blames: bool = False
-    waiting: list[tuple[Where, Version]] = field(default_factory=list)  # uses of what nobody made yet
     _large: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(LARGE_AT_ONCE))
 
     def deliver(self, sheets: Sequence[Sheet]) -> Mapping[str, str]:
@@ -90,6 +90,11 @@ class Sending:
             blamed.__cause__ = error
             return blamed
         return error
+
+    @property
+    def debts(self) -> debts.Debts:
+        """Of the runs that are there."""
+        return debts.Debts(self.client, self.entity, self.there, self.artifacts)
 
     @property
     def generations(self) -> Generations:
@@ -199,20 +204,23 @@ class Sending:
         return self.proof.prove(written)
 
     def use(self, sent: Sent) -> Sent:
-        """Says which versions the run has read. What nobody made yet waits for `finish`."""
-        where, used = sent.written.where, []
+        """Says which versions the run has read. What nobody made yet it owes."""
+        where, used, lent, owed = sent.written.where, [], [], []
         for version in sent.written.sheet.run.used:
             home = replace(where, project=version.project or where.project)
             if version.files:
-                found: str | None = self.artifacts.log(draft(home, None, version)).id
+                made = self.artifacts.log(draft(home, None, version))
+                lent.append((version, made))
+                found: str | None = made.id
             else:
                 found = self.artifacts.find(home, version)
             if found is None:
-                self.waiting.append((where, version))
+                owed.append(version)
                 continue
             self.artifacts.use(where, found)
             used.append(found)
-        return replace(sent, written=replace(sent.written, used=tuple(used)))
+        written = replace(sent.written, used=tuple(used))
+        return replace(sent, written=written, lent=tuple(lent), owed=tuple(owed))
 
     def stamp(self, sent: Sequence[Sent]) -> None:
         """Sets the stamps of runs that were proven, and deletes those that they take the place of."""
@@ -247,25 +255,7 @@ class Sending:
             raise Damaged(f"W&B did not keep the stamp of the run {sent.written.where.shown}.")
         known = self.there.at(sent.written.where.project, sent.written.where.id)
         if known is not None:
-            self.there.note(stamped(known, sheet.stamp))
-
-    def settle_latest(self) -> list[Loss]:
-        """The alias "latest" goes to the version that had it, in whatever order they were made."""
-        refused = self.artifacts.settle_latest()
-        return [Loss(one.run or "", f"alias 'latest' of the artifact {one.version.name}", why) for one, why in refused]
-
-    def settle_uses(self) -> list[Loss]:
-        """Uses of what nobody had made yet when its readers were written; those still unknown are losses."""
-        left, self.waiting[:] = list(self.waiting), []
-        losses = []
-        for where, version in left:
-            found = self.artifacts.find(replace(where, project=version.project or where.project), version)
-            if found is not None:
-                self.artifacts.use(where, found)
-                continue
-            shown = f"use of the artifact {version.name}:{version.version}"
-            losses.append(Loss(where.id, shown, "the artifact is not there"))
-        return losses
+            self.there.note(told_anew(known, found))
 
 
 def state(run: WandbRun) -> str:
@@ -284,7 +274,8 @@ def exit_code(run: WandbRun) -> int | None:
 
 def _stamped_config(sent: Sent) -> str:
     config = dict(sent.begun.config)
-    config[KEY] = {"value": {**config[KEY]["value"], "stamp": sent.written.sheet.stamp}}
+    told = {**config[KEY]["value"], "stamp": sent.written.sheet.stamp, **debts.told_of(sent)}
+    config[KEY] = {"value": told}
     return as_json(config)
 
 

@@ -154,7 +154,7 @@ class WandbTarget:
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
         """Says which artifacts were read by who came before them, and which are the latest; drops older generations."""
         sending = self.sending
-        return [*sending.settle_uses(), *sending.settle_latest(), *sending.generations.settle()]
+        return [*sending.debts.settle(), *sending.generations.settle()]
 
     def names(self, ids: Mapping[str, str]) -> Names:
         """Runs are called as they were, but for those whose id W&B did not take."""

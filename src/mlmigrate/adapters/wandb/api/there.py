@@ -156,12 +156,22 @@ def light(found: Provenance | None) -> Provenance | None:
     """Only what a listing of many runs can afford to keep."""
     if found is None or found.kind == "experiment":
         return found
-    return Provenance(kind=found.kind, origin=found.origin, stamp=found.stamp, generation=found.generation, id=found.id)
+    return Provenance(
+        kind=found.kind,
+        origin=found.origin,
+        stamp=found.stamp,
+        generation=found.generation,
+        id=found.id,
+        heads=found.heads,
+        overtook=found.overtook,
+        unmade=found.unmade,
+        missing=found.missing,
+    )
 
 
-def stamped(run: Existing, stamp: str) -> Existing:
-    """The run, whole."""
-    return replace(run, ours=replace(run.ours, stamp=stamp)) if run.ours is not None else run
+def told_anew(run: Existing, found: Provenance) -> Existing:
+    """The run, of which that is said now."""
+    return replace(run, ours=light(found))
 
 
 def _listed(

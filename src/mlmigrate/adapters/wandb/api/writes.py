@@ -191,7 +191,7 @@ mutation CommitArtifact($artifactID: ID!) {
 
 ARTIFACT_STATE = """
 query ArtifactByID($id: ID!) {
-  artifact(id: $id) { id state digest aliases { alias artifactCollection { name } } }
+  artifact(id: $id) { id state digest aliases { alias artifactCollection { name project { name } } } }
 }
 """
 
