@@ -62,6 +62,16 @@ def open_downloads(kind: str, env: Mapping[str, str], server: str = "") -> Downl
     return downloads
 
 
+def whole(address: Address, env: Mapping[str, str]) -> Address:
+    """The address with what it leaves to the environment, so that two of the same text are two places where they are.
+
+    Raises UsageError where something is missing.
+    """
+    found = getattr(module_of(address.kind), "whole", None)
+    settled: Address = address if found is None else found(address, env)
+    return settled
+
+
 def name_of(kind: str, record: Record) -> str:
     """The name that a record of such a place is found by; "" where it has none but its id."""
     found = getattr(module_of(kind), "name_of", None)

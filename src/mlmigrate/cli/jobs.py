@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mlmigrate import address, mapping
@@ -66,14 +65,8 @@ def _split(places: Sequence[str], chosen: Chosen) -> list[Address]:
 
 
 def place_of(text: str, side: Side) -> Address:
-    """The place that `text` names; `mlflow:` alone is the one that MLFLOW_TRACKING_URI names."""
-    place = address.parse(text)
-    if place != Address("mlflow", ""):
-        return place
-    named = Context(side).env.get("MLFLOW_TRACKING_URI", "")
-    if not named:
-        raise UsageError("mlflow: names no place and MLFLOW_TRACKING_URI is not set.", "For example mlflow:./mlruns")
-    return replace(place, place=named)
+    """The place that `text` names, with what the environment of that side says of it."""
+    return registry.whole(address.parse(text), Context(side).env)
 
 
 def scanned(folder: Path) -> list[Address]:

@@ -1,7 +1,8 @@
-"""A copy into W&B that is killed at any request, or loses any answer, is whole after the same command again.
+"""A copy into W&B that is killed at any request is whole after the same command again.
 
-The store is written by hand and what arrived is read from the server's own state: nothing is lost, and no line is there
-twice. MLMIGRATE_TEST_SIZE says how many kills there are, MLMIGRATE_TEST_SEED which.
+A store written by hand, and what the real SDK has logged to another W&B server; what arrived is read from the server's
+own state: nothing is lost, and no line is there twice. MLMIGRATE_TEST_SIZE says how many kills there are,
+MLMIGRATE_TEST_SEED which.
 """
 
 import base64
@@ -16,13 +17,14 @@ import time
 
 import pytest
 
+import wandbsdk
 import wandbserver
 from sizes import SIZE
 from test_kill import RUNS, write_store
 
 pytestmark = pytest.mark.slow
 
-KILLS = 6 if SIZE <= 1 else 50
+KILLS = 6 if SIZE <= 1 else 50  # half of them between two servers
 SEED = int(os.environ.get("MLMIGRATE_TEST_SEED", "20261121"))
 
 
@@ -35,23 +37,11 @@ def server():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A file store, written by hand."""
-    return write_store(tmp_path_factory.mktemp("store") / "mlruns")
+    return f"mlflow:{write_store(tmp_path_factory.mktemp('store') / 'mlruns')}"
 
 
-def start(store, target, ledger, env):
-    argv = [
-        sys.executable,
-        "-m",
-        "mlmigrate",
-        "copy",
-        f"mlflow:{store}",
-        target,
-        "--ledger",
-        ledger,
-        "--deleted",
-        "-j",
-        "1",
-    ]
+def start(source, target, ledger, env):
+    argv = [sys.executable, "-m", "mlmigrate", "copy", source, target, "--ledger", ledger, "--deleted", "-j", "1"]
     return subprocess.Popen(
         [*map(str, argv)], env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -142,3 +132,89 @@ def test_killed_at_any_request_the_same_command_makes_it_whole(kill, server, sto
     ledger = tmp_path / ("l.sqlite" if chance.random() < 0.5 else "another.sqlite")
     ended(start(store, f"wandb:{server.entity}", ledger, server.env))
     assert arrived(server) == meant()
+
+
+LOGGED = """
+import pathlib, wandb
+
+reader = wandb.init(project="p", id="reader", reinit="create_new")
+for n in range(6):
+    with wandb.init(project="p", id=f"maker{n}", reinit="create_new") as run:
+        run.log({"loss": n})
+        pathlib.Path("w.txt").write_text(f"weights {n}")
+        made = wandb.Artifact("net", "model")
+        made.add_file("w.txt")
+        run.log_artifact(made, aliases=[f"of {n}"]).wait()
+reader.use_artifact("net:of 2")
+reader.finish()
+best = wandb.Api().artifact("team/p/net:of 1")
+best.aliases.append("latest")
+best.save()
+"""
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another server, and what the SDK logged to it."""
+    with wandbserver.running() as other:
+        wandbsdk.run("0.31.0", LOGGED, other, tmp_path_factory.mktemp("sdk"), {"WANDB_ENTITY": "team"})
+        yield other
+
+
+def both(other, server):
+    """The environment of a command from one server to another."""
+    sides = {"SOURCE": other, "TARGET": server}
+    return {f"{side}_{name}": value for side, one in sides.items() for name, value in one.env.items()}
+
+
+def lineage(server):
+    """Of each version its aliases, its producer and its consumers; and the lines of each run, counted."""
+    state = server.state()
+    runs = {
+        name: (len(run["history"]), bool(run["config"]["mlmigrate"]["stamp"])) for name, run in state["runs"].items()
+    }
+    found = {}
+    for one in state["artifacts"].values():
+        if one["collection"] == "team/p/net":
+            (path,) = one["manifest"]
+            data = server.blob(one["manifest"][path]["digest"]).decode()
+            assert data not in found
+            found[data] = ({*one["aliases"]} - {f"v{one['version']}"}, one["producer"], one["consumers"])
+    return found, {name: told for name, told in runs.items() if name.startswith(("team/p/maker", "team/p/reader"))}
+
+
+LINEAGE = (
+    {
+        f"weights {n}": (
+            {f"of {n}", *(["latest"] if n == 1 else [])},
+            f"team/p/maker{n}",
+            ["team/p/reader"] if n == 2 else [],
+        )
+        for n in range(6)
+    },
+    {**{f"team/p/maker{n}": (1, True) for n in range(6)}, "team/p/reader": (0, True)},
+)
+
+
+@pytest.fixture(scope="module")
+def requests_between(other, server, tmp_path_factory):
+    """How many requests a whole copy from one to the other takes."""
+    server.reset()
+    ledger = tmp_path_factory.mktemp("between") / "l.sqlite"
+    ended(start("wandb:team", "wandb:team", ledger, both(other, server)))
+    assert lineage(server) == LINEAGE
+    return len(server.requests())
+
+
+@pytest.mark.parametrize("kill", range(KILLS // 2))
+def test_who_made_and_read_what_and_what_is_the_latest(kill, other, server, requests_between, tmp_path):
+    """Artifacts that many runs make versions of, and one that reads them began before them all."""
+    chance = random.Random(f"{SEED} lineage {kill}")
+    server.reset()
+    late = max(1, requests_between - 1 - chance.randint(0, 12))  # where what waits for the end is done
+    after = late if kill % 2 else chance.randint(1, requests_between - 1)
+    first = start("wandb:team", "wandb:team", tmp_path / "l.sqlite", both(other, server))
+    assert killed(first, server, after) or first.returncode == 0
+    ledger = tmp_path / ("l.sqlite" if chance.random() < 0.5 else "another.sqlite")
+    ended(start("wandb:team", "wandb:team", ledger, both(other, server)))
+    assert lineage(server) == LINEAGE

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,6 +26,14 @@ NAMED = ("mlflow.registered_model", "mlflow.prompt")
 _DATABASE = re.compile(r"^(sqlite|postgresql|postgres|mysql|mariadb|mssql)(\+\w+)?://")
 _SERVER = re.compile(r"^(https?://|databricks(-uc)?(://|$)|arn:)")
 _OF_A_PLUGIN = re.compile(r"^(?!file:)([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # one letter is a drive
+
+
+def whole(address: Address, env: Mapping[str, str]) -> Address:
+    """`mlflow:` alone is the place that MLFLOW_TRACKING_URI names. Raises UsageError where it names none."""
+    place = address.place or env.get("MLFLOW_TRACKING_URI", "")
+    if not place:
+        raise UsageError("mlflow: names no place and MLFLOW_TRACKING_URI is not set.", "For example mlflow:./mlruns")
+    return replace(address, place=place)
 
 
 def open_source(address: Address, context: Context) -> Source:

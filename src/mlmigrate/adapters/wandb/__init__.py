@@ -8,12 +8,19 @@ wandb:entity    wandb:entity/project    wandb:https://wandb.corp/entity/project 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 
 from mlmigrate.adapters.base import Context, Source, Target
-from mlmigrate.adapters.wandb.address import is_folder
+from mlmigrate.adapters.wandb.address import is_folder, on_server
 from mlmigrate.address import Address
+
+
+def whole(address: Address, env: Mapping[str, str]) -> Address:
+    """An entity of the server that WANDB_BASE_URL names is one of that server, whichever it will be tomorrow."""
+    return address if is_folder(address.place) else replace(address, place=on_server(address.place, env))
 
 
 def open_source(address: Address, context: Context) -> Source:

@@ -16,6 +16,7 @@ _FOLDER = re.compile(r"^(\.{1,2}(/|$)|/|~|[A-Za-z]:\\)")
 RUN = re.compile(r"^(?:offline-|dry)?run-(\d{8}_\d{6})-(.+)$")  # what the SDK calls the folder of a run: time, id
 _DEPTH, _LOOKS = 4, 1000  # how far the look for runs goes: levels, and folders
 _URL = re.compile(r"^(https?://[^/]+)/?(.*)$")
+_HOST = re.compile(r"https?://[^/@]+")  # one with a path in it is told by WANDB_BASE_URL alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,13 @@ def _holds_runs(folder: Path) -> bool:
         if depth < _DEPTH:
             waiting += [(Path(one.path), depth + 1) for one in entries if one.is_dir(follow_symlinks=False)]
     return False
+
+
+def on_server(place: str, env: Mapping[str, str]) -> str:
+    """The place with the address of its server, where that is not W&B's own and can be part of it."""
+    base = env.get("WANDB_BASE_URL", "").rstrip("/")
+    named = _URL.match(place) is not None
+    return place if named or base == BASE_URL or not _HOST.fullmatch(base) else f"{base}/{place}"
 
 
 def spot(place: str, env: Mapping[str, str]) -> Spot:
