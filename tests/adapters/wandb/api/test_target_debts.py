@@ -141,6 +141,15 @@ def test_latest_in_a_collection_that_it_is_linked_into_is_another(server):
     assert latest(server) == ["first"]
 
 
+def test_a_run_that_makes_several_versions_of_its_own_keeps_their_latest(server):
+    versions = (version(word, *latest_, name="net-a") for word, latest_ in (("x", ()), ("y", ("latest",)), ("z", ())))
+    with command() as target:
+        target.sending.deliver([sheet("a", logged=tuple(versions)), sheet("b", logged=(version("w", name="net-b"),))])
+        assert owed(server) == {"a": {"overtook"}}
+        assert target.finish((), {}) == []
+    assert (latest(server, name="net-a"), owed(server)) == (["y"], {})
+
+
 def test_projects_do_not_mix(server):
     with command() as target:
         target.sending.deliver([sheet("a", logged=(version("first", "latest"), version("second")))])

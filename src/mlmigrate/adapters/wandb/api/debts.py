@@ -10,6 +10,7 @@ none, and none is paid twice, so that what somebody changes in W&B afterwards st
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,8 +34,10 @@ def told_of(sent: Sent) -> Mapping[str, Any]:
     """What the provenance of a run says, once it is there, of the versions that it made and read."""
     heads: dict[str, tuple[str, int]] = {}
     overtook: dict[str, str] = {}
-    for version, made in (*zip(sent.written.sheet.run.logged, sent.written.logged, strict=True), *sent.lent):
-        if not _shared(version, sent.written.where):
+    logged = sent.written.sheet.run.logged
+    times = Counter(version.name for version in logged)
+    for version, made in (*zip(logged, sent.written.logged, strict=True), *sent.lent):
+        if not _shared(version, sent.written.where, times[version.name]):
             continue
         if LATEST in version.aliases:
             heads[version.name] = (made.id, time.time_ns() // 1_000_000)
@@ -46,10 +49,14 @@ def told_of(sent: Sent) -> Mapping[str, Any]:
     return {name: told[name] for name in ("heads", "overtook", "unmade") if name in told}
 
 
-def _shared(version: Version, where: Where) -> bool:
-    """Whether other runs may make versions of the same collection, and "latest" says something of them."""
+def _shared(version: Version, where: Where, times: int) -> bool:
+    """Whether its collection may have several versions, and "latest" says something of them; `times` this run made one.
+
+    A collection that ends in a run's id is that run's alone.
+    """
     ours = version.type in (FILES_TYPE, RECORDS_TYPE) or version.metadata.get(KEY) == MADE
-    return not ours and not version.name.endswith(where.id) and version.project in ("", where.project)
+    alone = times == 1 and version.name.endswith(where.id)
+    return not ours and not alone and version.project in ("", where.project)
 
 
 @dataclass(frozen=True)
