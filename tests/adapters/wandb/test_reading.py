@@ -259,6 +259,8 @@ class TestBytesThatAreGone:
 class Desk:
     """A Delivery that keeps what it is given as W&B would: lines of JSON, bytes, and the stamp last."""
 
+    needs_levels = True
+
     def __init__(self):
         self.held, self.losses = {}, []
 

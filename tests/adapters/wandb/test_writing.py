@@ -40,6 +40,8 @@ OPTIONS = Options()
 class Kept:
     """Keeps the sheets it was given; W&B as it would be after all of them."""
 
+    needs_levels = True
+
     def __init__(self) -> None:
         self.levels: list[list[Sheet]] = []
         self.held: dict[str, Stored] = {}
@@ -268,15 +270,21 @@ def test_who_logs_an_artifact_comes_before_who_reads_it_and_a_parent_before_its_
         sheet_of("first", logged=["a", "own"], used=["own"]),
         sheet_of("parent"),
     ]
-    assert [[one.run.id for one in level] for level in levels(sheets)] == [
+    assert [[one.run.id for one in level] for level in levels(sheets, uses=True)] == [
         ["first", "parent"], ["child", "middle"], ["late"],
     ]  # fmt: skip
 
 
+def test_where_uses_need_no_levels_only_children_wait():
+    sheets = [sheet_of("child", parent="parent"), sheet_of("reader", used=["a"]), sheet_of("parent", logged=["a"])]
+    told = [[one.run.id for one in level] for level in levels(sheets, uses=False)]
+    assert told == [["reader", "parent"], ["child"]]
+
+
 def test_runs_that_read_each_others_artifacts_are_delivered_all_the_same():
     sheets = [sheet_of("a", used=["y"], logged=["x"]), sheet_of("b", used=["x"], logged=["y"])]
-    assert [len(level) for level in levels(sheets)] == [2]
-    assert levels([]) == []
+    assert [len(level) for level in levels(sheets, uses=True)] == [2]
+    assert levels([], uses=True) == []
 
 
 def test_another_generation_is_the_same_run_under_another_id(tmp_path):

@@ -77,7 +77,8 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of an artifact. `name` is its collection's; `version` "v3"; `digest` that of its manifest.
+    """A version of an artifact. `name` is its collection's; `version` "v3", of one that is to be made the number that
+    it had where it came from; `digest` that of its manifest.
 
     `project` and `entity` are where it lives; `run` is the id of the run that logged it ("" for none).
     """
@@ -213,10 +214,12 @@ class Collection:
 class Delivery(Protocol):
     """What a target does with sheets; the rest of writing is the same for all.
 
-    `losses` is what did not go as it was, of all sheets so far.
+    losses        what did not go as it was, of all sheets so far
+    needs_levels  who reads an artifact must come in a later delivery than who logs it
     """
 
     losses: list[Loss]
+    needs_levels: bool
 
     def deliver(self, sheets: Sequence[Sheet]) -> Mapping[str, str]:
         """Writes these runs, in parallel where that helps, proves that each is whole, and then sets its stamp.

@@ -204,7 +204,6 @@ class _Sorting:
             had,
             name=name,
             type=kind,
-            version="",
             entity=self.home.entity,
             project=self.home.project,
             digest=digest,

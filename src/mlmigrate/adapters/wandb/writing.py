@@ -226,7 +226,7 @@ class WandbPlace:
             for ref in self._holders:
                 run = self._records.run(ref, self._homes.of(ref.experiment))
                 sheets.append(_without_rows(run, ref.origin, ref.stamp))
-            for level in levels(sheets):
+            for level in levels(sheets, uses=self._delivery.needs_levels):
                 ids |= self._delivery.deliver(level)
         if self._records.collections:
             self.losses += self._delivery.link(self._records.collections)
@@ -315,12 +315,12 @@ def _room(folder: Path) -> Iterator[None]:
         raise told from error
 
 
-def levels(sheets: Sequence[Sheet]) -> list[list[Sheet]]:
-    """The sheets in turns: who reads an artifact comes after who logs it, a child after its parent."""
+def levels(sheets: Sequence[Sheet], *, uses: bool) -> list[list[Sheet]]:
+    """The sheets in turns: a child comes after its parent, and (`uses`) who reads an artifact after who logs it."""
     made = {(one.name, one.digest): n for n, sheet in enumerate(sheets) for one in sheet.run.logged}
     parents = {sheet.run.id: n for n, sheet in enumerate(sheets)}
     needs = [
-        {made[key] for one in sheet.run.used if (key := (one.name, one.digest)) in made and made[key] != n}
+        {made[key] for one in sheet.run.used if uses and (key := (one.name, one.digest)) in made and made[key] != n}
         | {parents[parent] for parent in _parents(sheet) if parent in parents and parents[parent] != n}
         for n, sheet in enumerate(sheets)
     ]

@@ -65,10 +65,14 @@ class Written:
 
 @dataclass
 class Proof:
-    """Looks at runs until they are as sent, or `patience` (seconds) is over."""
+    """Looks at runs until they are as sent, or `patience` (seconds) is over.
+
+    `numbers` are those that W&B gave to the versions that it was asked for: id -> 3 of "v3".
+    """
 
     client: Client
     patience: float = 30.0
+    numbers: dict[str, int] = field(default_factory=dict)
 
     def prove(self, written: Sequence[Written]) -> dict[str, MigrateError]:
         """Origin -> what is wrong, for those that are not as sent. All of one project."""
@@ -147,6 +151,8 @@ class Proof:
         found: list[str] = []
         if one.logged:
             there = {node["id"]: node for node in self.artifacts(one.where, OUTPUT_ARTIFACTS)}
+            indices = {id_: node.get("versionIndex") for id_, node in there.items()}
+            self.numbers |= {id_: index for id_, index in indices.items() if isinstance(index, int)}
             for made in one.logged:
                 node = there.get(made.id)
                 if node is None:

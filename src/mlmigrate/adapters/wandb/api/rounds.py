@@ -1,10 +1,15 @@
-"""Many runs written at once: each by a thread, and proven in groups, several in one look."""
+"""Many runs written at once: each by a thread, and proven in groups, several in one look.
+
+Versions of artifacts that had numbers wait until all runs are written: those of one collection are then made one after
+another in the order of their numbers, for W&B numbers them as they come. Uses come after that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mlmigrate.adapters.wandb.api.logged import Made
@@ -12,8 +17,9 @@ from mlmigrate.adapters.wandb.api.pages import Untold
 from mlmigrate.adapters.wandb.api.places import Begun
 from mlmigrate.adapters.wandb.api.proving import Written
 from mlmigrate.adapters.wandb.provenance import KEY, of_config
+from mlmigrate.adapters.wandb.restored import number_of
 from mlmigrate.adapters.wandb.shape import Sheet, Version
-from mlmigrate.errors import MigrateError
+from mlmigrate.errors import MigrateError, Unavailable
 
 WRITERS = 32  # runs under way at once
 PROVERS = 3
@@ -25,21 +31,37 @@ GROUP_BYTES = 4 << 20
 class Sent:
     """A run that was written.
 
-    lent   versions that it read and that were made for it, with what they became
-    owed   those that it read and that nobody has made yet
+    made      the versions that it logged: position in its `logged` -> what it became
+    numbered  positions of those that are still to be made, in the order of their numbers
+    lent      versions that it read and that were made for it, with what they became
+    owed      those that it read and that nobody has made yet
     """
 
     written: Written
     begun: Begun
+    made: Mapping[int, Made] = field(default_factory=dict)
+    numbered: tuple[int, ...] = ()
     lent: tuple[tuple[Version, Made], ...] = ()
     owed: tuple[Version, ...] = ()
+
+    def logged(self, more: Mapping[int, Made]) -> Sent:
+        """The same with all versions made."""
+        all_ = {**self.made, **more}
+        written = replace(self.written, logged=tuple(all_[n] for n in sorted(all_)))
+        return replace(self, written=written, made=all_, numbered=())
 
 
 class Writer(Protocol):
     """What is done with a run. Calls come from many threads."""
 
     def write(self, sheet: Sheet, least: int = 1) -> Sent:
-        """All of it but the uses; `least` is the first generation that is tried."""
+        """All of it but versions that had numbers, and the uses; `least` is the first generation that is tried."""
+
+    def log(self, sent: Sent, n: int) -> Made:
+        """Makes a version that it logged, the one at this position."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """While it lasts, this round alone makes versions that had numbers."""
 
     def use(self, sent: Sent) -> Sent:
         """Says which versions it has read."""
@@ -74,21 +96,56 @@ class Round:
 
     def _run(self, writers: ThreadPoolExecutor, provers: ThreadPoolExecutor, sheets: Sequence[Sheet]) -> None:
         proving: list[Future[None]] = []
-        readers: list[Sent] = []
+        waiting: list[Sent] = []
         ready: list[Sent] = []
         for sent in self._done(writers.submit(self._writer.write, sheet) for sheet in sheets):
-            if sent.written.sheet.run.used:
-                readers.append(sent)
+            if sent.numbered or sent.written.sheet.run.used:
+                waiting.append(sent)
                 continue
             ready.append(sent)
             if _full(ready):
                 proving.append(provers.submit(self._prove, ready))
                 ready = []
-        for sent in self._done(writers.submit(self._writer.use, sent) for sent in readers):
+        whole = self._number(writers, waiting) if any(sent.numbered for sent in waiting) else waiting
+        for sent in self._done(writers.submit(self._writer.use, sent) for sent in whole):
             ready.append(sent)
         proving += [provers.submit(self._prove, some) for some in _groups(ready)]
         for _ in self._done(iter(proving)):
             pass
+
+    def _number(self, writers: ThreadPoolExecutor, waiting: Sequence[Sent]) -> list[Sent]:
+        """Makes versions in the order of their numbers; gives the runs of which none failed."""
+        collections: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+        for run, sent in enumerate(waiting):
+            for n in sent.numbered:
+                version = sent.written.sheet.run.logged[n]
+                key = sent.written.where.project, version.name
+                collections.setdefault(key, []).append((number_of(version.version), run, n))
+        made: dict[int, dict[int, Made]] = {}
+        with self._writer.turn():
+            for found in self._done(writers.submit(self._log, waiting, sorted(some)) for some in collections.values()):
+                for run, n, one in found:
+                    made.setdefault(run, {})[n] = one
+        return [
+            sent.logged(made.get(run, {}))
+            for run, sent in enumerate(waiting)
+            if made.get(run, {}).keys() == set(sent.numbered)
+        ]
+
+    def _log(self, waiting: Sequence[Sent], some: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, Made]]:
+        """Those of one collection. One that is bad does not stop the others; a server that is away does, so that the
+        next try finds their order kept.
+        """
+        found = []
+        for _, run, n in some:
+            try:
+                found.append((run, n, self._writer.log(waiting[run], n)))
+            except Unavailable as error:
+                self.errors.append(error)
+                break
+            except MigrateError as error:
+                self.errors.append(error)
+        return found
 
     def _done(self, futures: Iterable[Future[Any]]) -> Iterator[Any]:
         """What they give as they end. Errors are kept; those that are no mere errors end all at once."""
@@ -122,7 +179,8 @@ class Round:
             self.errors.append(error)
             return
         generation = _generation(sent.begun.config)
-        again = self._writer.use(self._writer.write(sent.written.sheet, generation + 1))
+        written = self._writer.write(sent.written.sheet, generation + 1)
+        again = self._writer.use(written.logged({n: self._writer.log(written, n) for n in written.numbered}))
         wrong = self._writer.prove([again.written])
         if wrong:
             self.errors += wrong.values()

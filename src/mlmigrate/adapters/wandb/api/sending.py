@@ -4,8 +4,9 @@ upsert      all that is told of the run; its provenance has no stamp yet.  The s
 go on       lines that are there are read back: the beginning of ours? Then the rest is sent
             else the run is spoiled, and the next generation of its id takes its place
 files       of the run page
-artifacts   that the run made
+artifacts   that the run made, but those that had numbers
 stream      history, system metrics, console, summary; that it is complete
+versions    that had numbers, in their order
 uses        artifacts that it read, once all runs at hand made theirs
 prove       all of it read back and compared, several runs in one look
 stamp       only now is the run there; spoiled ones are deleted after that
@@ -14,8 +15,8 @@ stamp       only now is the run there; spoiled ones are deleted after that
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,9 +41,11 @@ from mlmigrate.adapters.wandb.api.stream import (
     history_lines,
 )
 from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, told_anew
+from mlmigrate.adapters.wandb.api.turns import Turns
 from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, send_files, send_to
 from mlmigrate.adapters.wandb.api.writes import RUN_FILES, STAMP_RUN, stamp_all
 from mlmigrate.adapters.wandb.provenance import KEY
+from mlmigrate.adapters.wandb.restored import number_of
 from mlmigrate.adapters.wandb.shape import Collection, Sheet, Version, WandbRun
 from mlmigrate.errors import Damaged, MigrateError, Unavailable
 from mlmigrate.model import Loss
@@ -65,6 +68,9 @@ class Sending:
     proof: Proof
     losses: list[Loss] = field(default_factory=list)
     blames: bool = False
+    turns: Turns = field(default_factory=Turns)
+    ticket: int = 0
+    needs_levels = False
     _large: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(LARGE_AT_ONCE))
 
     def deliver(self, sheets: Sequence[Sheet]) -> Mapping[str, str]:
@@ -101,9 +107,27 @@ class Sending:
         """Of the runs that are there."""
         return Generations(self.client, self.there)
 
-    def for_a_pack(self) -> Sending:
+    def for_a_pack(self, ticket: int = 0) -> Sending:
         """The same, with losses of its own. What fails alone in a pack is to blame for it."""
-        return replace(self, losses=[], blames=True)
+        return replace(self, losses=[], blames=True, ticket=ticket)
+
+    @contextmanager
+    def pack(self) -> Iterator[Sending]:
+        """For one pack, which makes versions that had numbers after all packs that began before it."""
+        ticket = self.turns.begin()
+        try:
+            yield self.for_a_pack(ticket)
+        finally:
+            self.turns.end(ticket)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits for the packs that began before this one."""
+        self.turns.wait(self.ticket, self.client.check)
+        try:
+            yield
+        finally:
+            self.turns.end(self.ticket)
 
     def _whole(self, sheet: Sheet) -> Existing | None:
         for run in self.there.of(sheet.origin):
@@ -118,13 +142,14 @@ class Sending:
     # -- one run -------------------------------------------------------------------------------------------------------
 
     def write(self, sheet: Sheet, least: int = 1) -> Sent:
-        """All of a run but the uses; `least` is the first generation that is tried."""
+        """All of a run but versions that had numbers, and the uses; `least` is the first generation that is tried."""
         begun = Places(self.client, self.entity, self.there, self.proof, self.losses).begin(sheet, least)
         sheet = begun.sheet
         console = next((file for file in sheet.run.files if file.path == CONSOLE and file.open is not None), None)
         files = begun.files
         self._send_files(begun)
-        logged = tuple(self._log(begun.where, sheet.run.logged))
+        logged = sheet.run.logged
+        made = {n: self._log(begun.where, one) for n, one in enumerate(logged) if number_of(one.version) < 0}
         large = sheet.rows + sheet.event_rows > LARGE_ROWS
         with self._large if large else nullcontext():
             stream = Stream(self.client, begun.where) if large else Stream(self.client, begun.where, SMALL_REQUEST)
@@ -137,9 +162,9 @@ class Sending:
         there = {file.path: "" if _generated(sheet, file.path) else file.md5 for file in files}
         written = Written(
             sheet, begun.where, begun.bucket, begun.config, state(sheet.run), begun.there.history, lines, steps,
-            events, there, logged,
+            events, there, tuple(made.values()),
         )  # fmt: skip
-        return Sent(written, begun)
+        return Sent(written, begun, made, tuple(n for n in range(len(logged)) if n not in made))
 
     def _send_files(self, begun: Begun) -> None:
         """Sends the files where they are not there already."""
@@ -159,13 +184,16 @@ class Sending:
             there |= {node["name"]: node.get("md5") or "" for node in found}
         return [file for file in files if there.get(file.path) != file.md5]
 
-    def _log(self, where: Where, versions: Iterable[Version]) -> Iterator[Made]:
-        for version in versions:
-            made = self.artifacts.log(draft(where, where.id, version))
-            if made.untagged:
-                shown = f"tags {', '.join(version.tags)} of the artifact {version.name}"
-                self.losses.append(Loss(where.id, shown, "this W&B server has none for artifacts"))
-            yield made
+    def log(self, sent: Sent, n: int) -> Made:
+        """Makes a version that the run logged, the one at this position."""
+        return self._log(sent.written.where, sent.written.sheet.run.logged[n])
+
+    def _log(self, where: Where, version: Version) -> Made:
+        made = self.artifacts.log(draft(where, where.id, version))
+        if made.untagged:
+            shown = f"tags {', '.join(version.tags)} of the artifact {version.name}"
+            self.losses.append(Loss(where.id, shown, "this W&B server has none for artifacts"))
+        return made
 
     def _stream_history(self, stream: Stream, sheet: Sheet, start: int) -> tuple[list[bytes] | None, tuple[int, int]]:
         """Sends the rows from `start` on; keeps the lines where they are few, and says the steps from, to."""
@@ -230,6 +258,15 @@ class Sending:
             self.client.together(lambda: self._stamp_all(sent), lambda: self._stamp_each(sent))
         for one in sent:
             self.losses += self.generations.drop_spoiled(one.written.sheet.origin)
+            self.losses += self._renumbered(one.written)
+
+    def _renumbered(self, written: Written) -> Iterator[Loss]:
+        """Versions that have another number here: some before them are missing, or came later."""
+        for version, made in zip(written.sheet.run.logged, written.logged, strict=True):
+            here = self.proof.numbers.get(made.id)
+            if here is not None and number_of(version.version) not in (-1, here):
+                shown = f"number {version.version} of the artifact {version.name}"
+                yield Loss(written.where.id, shown, f"it is v{here} here: W&B numbers versions as they come")
 
     def _stamp_all(self, sent: Sequence[Sent]) -> None:
         variables: dict[str, Any] = {}

@@ -148,8 +148,8 @@ class WandbTarget:
     @contextmanager
     def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> Iterator[WandbPlace]:  # noqa: ARG002
         """A pack; leaving it early leaves runs without a stamp, which a second try completes."""
-        with TemporaryDirectory(prefix="mlmigrate-wandb-") as folder:
-            yield WandbPlace(self.sending.for_a_pack(), Path(folder), refs, self.homes, self._options)
+        with TemporaryDirectory(prefix="mlmigrate-wandb-") as folder, self.sending.pack() as sending:
+            yield WandbPlace(sending, Path(folder), refs, self.homes, self._options)
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
         """Says which artifacts were read by who came before them, and which are the latest; drops older generations."""

@@ -127,19 +127,20 @@ class LogWriter:
     def _artifact(self, version: Version, entries: Sequence[Entry]) -> Message:
         run = self._run
         place = (version.entity or run.entity, version.project or run.project)
+        digest = version.digest or manifest_digest(entries)
         record = pb.ArtifactRecord(
             run_id=run.id,
             entity=place[0],
             project=place[1],
             type=version.type,
             name=version.name,
-            digest=version.digest or manifest_digest(entries),
+            digest=digest,
             description=utf8(version.description),
             metadata=_json(version.metadata) if version.metadata else "",
             aliases=version.aliases,
             manifest=_manifest(entries),
             finalize=True,
-            client_id=_id(*place, version.name, version.version, run.id),
+            client_id=_id(*place, version.name, digest, run.id),
             sequence_client_id=_id(*place, version.type, version.name),
         )
         for name, value in (("tags", version.tags), ("digest_algorithm", "MANIFEST_MD5")):

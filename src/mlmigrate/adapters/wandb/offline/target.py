@@ -176,6 +176,8 @@ class OfflineTarget:
 class Delivering:
     """shape.Delivery for one pack, and what it lost."""
 
+    needs_levels = True  # W&B's own sync takes one after another
+
     def __init__(self, target: OfflineTarget) -> None:
         self._target = target
         self.losses: list[Loss] = []
