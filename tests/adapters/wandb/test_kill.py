@@ -168,7 +168,7 @@ def both(other, server):
 
 
 def lineage(server):
-    """Of each version its aliases, its producer and its consumers; and the lines of each run, counted."""
+    """Of each version its number, its aliases, its producer and its consumers; and the lines of each run, counted."""
     state = server.state()
     runs = {
         name: (len(run["history"]), bool(run["config"]["mlmigrate"]["stamp"])) for name, run in state["runs"].items()
@@ -179,13 +179,15 @@ def lineage(server):
             (path,) = one["manifest"]
             data = server.blob(one["manifest"][path]["digest"]).decode()
             assert data not in found
-            found[data] = ({*one["aliases"]} - {f"v{one['version']}"}, one["producer"], one["consumers"])
+            aliases = {*one["aliases"]} - {f"v{one['version']}"}
+            found[data] = (one["version"], aliases, one["producer"], one["consumers"])
     return found, {name: told for name, told in runs.items() if name.startswith(("team/p/maker", "team/p/reader"))}
 
 
 LINEAGE = (
     {
         f"weights {n}": (
+            n,
             {f"of {n}", *(["latest"] if n == 1 else [])},
             f"team/p/maker{n}",
             ["team/p/reader"] if n == 2 else [],
