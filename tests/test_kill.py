@@ -26,7 +26,7 @@ from mlmigrate.errors import NotFound
 
 pytestmark = pytest.mark.slow
 
-KILLS = 8  # of each sweep, times MLMIGRATE_TEST_SIZE
+KILLS = 6  # of each sweep, times MLMIGRATE_TEST_SIZE
 WRITING = (
     "write,pwrite64,pwritev,fsync,fdatasync,ftruncate,rename,renameat,renameat2,"
     "unlink,unlinkat,link,linkat,mkdir,mkdirat,rmdir,chmod,fchmod"
