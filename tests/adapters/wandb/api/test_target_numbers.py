@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -36,9 +37,15 @@ def version(number: int, name: str = "net", *, gone: str = "") -> Version:
     return Version(name, "model", version=f"v{number}", files=(file,), aliases=(f"was {number}",))
 
 
-def sheet(id_: str, *logged: Version) -> Sheet:
+def sheet(id_: str, *logged: Version, started: int = 0) -> Sheet:
     origin = f"wandb:elsewhere/p/{id_}"
-    run = WandbRun(id_, project="p", config={KEY: as_config(Provenance(origin=origin, native=True))}, logged=logged)
+    run = WandbRun(
+        id_,
+        project="p",
+        config={KEY: as_config(Provenance(origin=origin, native=True))},
+        logged=logged,
+        started=started,
+    )
     return Sheet(run, origin, "stamp", 0, lambda _: iter(()), 0, lambda _: iter(()))
 
 
@@ -51,22 +58,29 @@ def numbers(server: wandbserver.Server, name: str = "net") -> dict[int, int]:
 
 def test_versions_of_many_runs_are_made_in_the_order_of_their_numbers(server):
     runs = [sheet(f"r{n}", version(n), version(39 - n, "other")) for n in (*range(39, 0, -2), *range(0, 40, 2))]
-    with target() as it, it.sending.pack() as sending:
+    with target() as it, it.sending.pack(1) as sending:
         sending.deliver(runs)
     assert numbers(server) == numbers(server, "other") == {n: n for n in range(40)}
     assert sending.losses == []
 
 
+def test_versions_that_had_no_number_are_made_in_the_order_in_which_their_runs_began(server):
+    runs = [sheet(f"r{n}", replace(version(n), version=""), started=n) for n in (*range(39, 0, -2), *range(0, 40, 2))]
+    with target() as it, it.sending.pack(1) as sending:
+        sending.deliver(runs)
+    assert (numbers(server), sending.losses) == ({n: n for n in range(40)}, [])
+
+
 def test_versions_of_one_run_too_and_one_without_a_number_waits_for_none(server):
     plain = Version("plain", "model", files=version(0).files)
-    with target() as it, it.sending.pack() as sending:
+    with target() as it, it.sending.pack(1) as sending:
         sending.deliver([sheet("a", version(2), plain, version(0), version(1))])
     assert numbers(server) == {0: 0, 1: 1, 2: 2}
     assert server.state()["runs"]["team/p/a"]["config"][KEY]["stamp"] == "stamp"
 
 
 def test_a_number_that_cannot_be_kept_is_told(server):
-    with target() as it, it.sending.pack() as sending:
+    with target() as it, it.sending.pack(1) as sending:
         sending.deliver([sheet("a", version(1)), sheet("b", version(7)), sheet("c", version(2))])
     assert numbers(server) == {1: 0, 2: 1, 7: 2}
     assert sorted(sending.losses, key=lambda loss: loss.run) == [
@@ -76,15 +90,15 @@ def test_a_number_that_cannot_be_kept_is_told(server):
 
 
 def test_a_version_that_is_bad_fails_its_run_and_stops_no_other(server):
-    with target() as it, it.sending.pack() as sending, pytest.raises(Damaged, match="lost"):
+    with target() as it, it.sending.pack(1) as sending, pytest.raises(Damaged, match="lost"):
         sending.deliver([sheet("a", version(1, gone="lost")), sheet("b", version(2)), sheet("c", version(0))])
     assert numbers(server) == {0: 0, 2: 1}
     told = {name[-1]: run["config"][KEY].get("stamp") for name, run in server.state()["runs"].items()}
     assert told == {"a": None, "b": "stamp", "c": "stamp"}
 
 
-def test_of_packs_at_once_the_one_that_began_first_makes_its_versions_first(server):
-    with target() as it, it.sending.pack() as first, it.sending.pack() as second:
+def test_of_packs_at_once_the_one_that_comes_first_makes_its_versions_first(server):
+    with target() as it, it.sending.pack(2) as second, it.sending.pack(1) as first:
         later = threading.Thread(target=second.deliver, args=([sheet("b", version(1))],))
         later.start()
         later.join(1)
@@ -97,8 +111,8 @@ def test_of_packs_at_once_the_one_that_began_first_makes_its_versions_first(serv
 
 def test_a_pack_that_ends_early_holds_up_nobody(server):
     with target() as it:
-        with it.sending.pack():
+        with it.sending.pack(1):
             pass
-        with it.sending.pack() as second:
+        with it.sending.pack(2) as second:
             second.deliver([sheet("b", version(0))])
     assert numbers(server) == {0: 0}

@@ -10,7 +10,6 @@ none, and none is paid twice, so that what somebody changes in W&B afterwards st
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.logged import LATEST, Artifacts
 from mlmigrate.adapters.wandb.api.places import as_json
-from mlmigrate.adapters.wandb.api.rounds import GROUP, Sent
+from mlmigrate.adapters.wandb.api.rounds import GROUP, Sent, shared
 from mlmigrate.adapters.wandb.api.stream import Where
 from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, told_anew, values
 from mlmigrate.adapters.wandb.api.writes import STAMP_RUN, stamp_all
-from mlmigrate.adapters.wandb.provenance import FILES_TYPE, KEY, MADE, RECORDS_TYPE, Provenance, as_config
+from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import Version
 from mlmigrate.errors import MigrateError, Unavailable
 from mlmigrate.model import Loss
@@ -34,10 +33,9 @@ def told_of(sent: Sent) -> Mapping[str, Any]:
     """What the provenance of a run says, once it is there, of the versions that it made and read."""
     heads: dict[str, tuple[str, int]] = {}
     overtook: dict[str, str] = {}
-    logged = sent.written.sheet.run.logged
-    times = Counter(version.name for version in logged)
-    for version, made in (*zip(logged, sent.written.logged, strict=True), *sent.lent):
-        if not _shared(version, sent.written.where, times[version.name]):
+    run, where = sent.written.sheet.run, sent.written.where
+    for version, made in (*zip(run.logged, sent.written.logged, strict=True), *sent.lent):
+        if not shared(version, run, where):
             continue
         if LATEST in version.aliases:
             heads[version.name] = (made.id, time.time_ns() // 1_000_000)
@@ -47,16 +45,6 @@ def told_of(sent: Sent) -> Mapping[str, Any]:
     unmade = [{name: one for name in OF_USES if (one := getattr(version, name))} for version in sent.owed]
     told = as_config(Provenance(heads=heads, overtook=overtook, unmade=tuple(unmade)))
     return {name: told[name] for name in ("heads", "overtook", "unmade") if name in told}
-
-
-def _shared(version: Version, where: Where, times: int) -> bool:
-    """Whether its collection may have several versions, and "latest" says something of them; `times` this run made one.
-
-    A collection that ends in a run's id is that run's alone.
-    """
-    ours = version.type in (FILES_TYPE, RECORDS_TYPE) or version.metadata.get(KEY) == MADE
-    alone = times == 1 and version.name.endswith(where.id)
-    return not ours and not alone and version.project in ("", where.project)
 
 
 @dataclass(frozen=True)

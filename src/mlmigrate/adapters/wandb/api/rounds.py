@@ -1,7 +1,8 @@
 """Many runs written at once: each by a thread, and proven in groups, several in one look.
 
-Versions of artifacts that had numbers wait until all runs are written: those of one collection are then made one after
-another in the order of their numbers, for W&B numbers them as they come. Uses come after that.
+Versions of artifacts that several runs may make wait until all runs are written: those of one collection are then made
+one after another, by the numbers that they had, else by the times of their runs, for W&B numbers them as they come.
+Uses come after that.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from mlmigrate.adapters.wandb.api.logged import Made
 from mlmigrate.adapters.wandb.api.pages import Untold
 from mlmigrate.adapters.wandb.api.places import Begun
 from mlmigrate.adapters.wandb.api.proving import Written
-from mlmigrate.adapters.wandb.provenance import KEY, of_config
+from mlmigrate.adapters.wandb.api.stream import Where
+from mlmigrate.adapters.wandb.provenance import FILES_TYPE, KEY, MADE, RECORDS_TYPE, of_config
 from mlmigrate.adapters.wandb.restored import number_of
-from mlmigrate.adapters.wandb.shape import Sheet, Version
+from mlmigrate.adapters.wandb.shape import Sheet, Version, WandbRun
 from mlmigrate.errors import MigrateError, Unavailable
 
 WRITERS = 32  # runs under way at once
@@ -31,16 +33,16 @@ GROUP_BYTES = 4 << 20
 class Sent:
     """A run that was written.
 
-    made      the versions that it logged: position in its `logged` -> what it became
-    numbered  positions of those that are still to be made, in the order of their numbers
-    lent      versions that it read and that were made for it, with what they became
-    owed      those that it read and that nobody has made yet
+    made     the versions that it logged: position in its `logged` -> what it became
+    waiting  positions of those that are still to be made, each when its turn comes
+    lent     versions that it read and that were made for it, with what they became
+    owed     those that it read and that nobody has made yet
     """
 
     written: Written
     begun: Begun
     made: Mapping[int, Made] = field(default_factory=dict)
-    numbered: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
     lent: tuple[tuple[Version, Made], ...] = ()
     owed: tuple[Version, ...] = ()
 
@@ -48,20 +50,20 @@ class Sent:
         """The same with all versions made."""
         all_ = {**self.made, **more}
         written = replace(self.written, logged=tuple(all_[n] for n in sorted(all_)))
-        return replace(self, written=written, made=all_, numbered=())
+        return replace(self, written=written, made=all_, waiting=())
 
 
 class Writer(Protocol):
     """What is done with a run. Calls come from many threads."""
 
     def write(self, sheet: Sheet, least: int = 1) -> Sent:
-        """All of it but versions that had numbers, and the uses; `least` is the first generation that is tried."""
+        """All of it but versions that wait, and the uses; `least` is the first generation that is tried."""
 
     def log(self, sent: Sent, n: int) -> Made:
         """Makes a version that it logged, the one at this position."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """While it lasts, this round alone makes versions that had numbers."""
+        """While it lasts, this round alone makes versions that have waited."""
 
     def use(self, sent: Sent) -> Sent:
         """Says which versions it has read."""
@@ -99,25 +101,28 @@ class Round:
         waiting: list[Sent] = []
         ready: list[Sent] = []
         for sent in self._done(writers.submit(self._writer.write, sheet) for sheet in sheets):
-            if sent.numbered or sent.written.sheet.run.used:
+            if sent.waiting or sent.written.sheet.run.used:
                 waiting.append(sent)
                 continue
             ready.append(sent)
             if _full(ready):
                 proving.append(provers.submit(self._prove, ready))
                 ready = []
-        whole = self._number(writers, waiting) if any(sent.numbered for sent in waiting) else waiting
-        for sent in self._done(writers.submit(self._writer.use, sent) for sent in whole):
+        if any(sent.waiting for sent in waiting):
+            places = {sheet.origin: (sheet.run.started or 0, n) for n, sheet in enumerate(sheets)}
+            waiting.sort(key=lambda sent: places[sent.written.sheet.origin])
+            waiting = self._log_in_order(writers, waiting)
+        for sent in self._done(writers.submit(self._writer.use, sent) for sent in waiting):
             ready.append(sent)
         proving += [provers.submit(self._prove, some) for some in _groups(ready)]
         for _ in self._done(iter(proving)):
             pass
 
-    def _number(self, writers: ThreadPoolExecutor, waiting: Sequence[Sent]) -> list[Sent]:
-        """Makes versions in the order of their numbers; gives the runs of which none failed."""
+    def _log_in_order(self, writers: ThreadPoolExecutor, waiting: Sequence[Sent]) -> list[Sent]:
+        """Makes the versions that wait; gives the runs of which none failed."""
         collections: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
         for run, sent in enumerate(waiting):
-            for n in sent.numbered:
+            for n in sent.waiting:
                 version = sent.written.sheet.run.logged[n]
                 key = sent.written.where.project, version.name
                 collections.setdefault(key, []).append((number_of(version.version), run, n))
@@ -129,7 +134,7 @@ class Round:
         return [
             sent.logged(made.get(run, {}))
             for run, sent in enumerate(waiting)
-            if made.get(run, {}).keys() == set(sent.numbered)
+            if made.get(run, {}).keys() == set(sent.waiting)
         ]
 
     def _log(self, waiting: Sequence[Sent], some: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, Made]]:
@@ -180,12 +185,21 @@ class Round:
             return
         generation = _generation(sent.begun.config)
         written = self._writer.write(sent.written.sheet, generation + 1)
-        again = self._writer.use(written.logged({n: self._writer.log(written, n) for n in written.numbered}))
+        again = self._writer.use(written.logged({n: self._writer.log(written, n) for n in written.waiting}))
         wrong = self._writer.prove([again.written])
         if wrong:
             self.errors += wrong.values()
         else:
             self._stamp([again])
+
+
+def shared(version: Version, run: WandbRun, where: Where) -> bool:
+    """Whether its collection may have several versions, of which one is the latest, and each has a number that says
+    something. Those that we name after a run are that run's alone.
+    """
+    ours = version.type in (FILES_TYPE, RECORDS_TYPE) or version.metadata.get(KEY) == MADE
+    alone = version.name.endswith(where.id) and sum(one.name == version.name for one in run.logged) == 1
+    return not ours and not alone and version.project in ("", where.project)
 
 
 def _generation(config: Mapping[str, Any]) -> int:

@@ -4,9 +4,9 @@ upsert      all that is told of the run; its provenance has no stamp yet.  The s
 go on       lines that are there are read back: the beginning of ours? Then the rest is sent
             else the run is spoiled, and the next generation of its id takes its place
 files       of the run page
-artifacts   that the run made, but those that had numbers
+artifacts   that the run made, in collections of its own
 stream      history, system metrics, console, summary; that it is complete
-versions    that had numbers, in their order
+versions    of collections that several runs have, in their order
 uses        artifacts that it read, once all runs at hand made theirs
 prove       all of it read back and compared, several runs in one look
 stamp       only now is the run there; spoiled ones are deleted after that
@@ -28,7 +28,7 @@ from mlmigrate.adapters.wandb.api.logged import Artifacts, Made, draft
 from mlmigrate.adapters.wandb.api.pages import nodes
 from mlmigrate.adapters.wandb.api.places import Begun, Places, as_json
 from mlmigrate.adapters.wandb.api.proving import Proof, Written
-from mlmigrate.adapters.wandb.api.rounds import Round, Sent
+from mlmigrate.adapters.wandb.api.rounds import Round, Sent, shared
 from mlmigrate.adapters.wandb.api.stream import (
     CONSOLE,
     EVENTS,
@@ -41,7 +41,7 @@ from mlmigrate.adapters.wandb.api.stream import (
     history_lines,
 )
 from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, told_anew
-from mlmigrate.adapters.wandb.api.turns import Turns
+from mlmigrate.adapters.wandb.api.turns import Ticket, Turns
 from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, send_files, send_to
 from mlmigrate.adapters.wandb.api.writes import RUN_FILES, STAMP_RUN, stamp_all
 from mlmigrate.adapters.wandb.provenance import KEY
@@ -54,6 +54,7 @@ KEPT = 256 << 10  # bytes of a run's lines that wait in memory to be compared
 LARGE_ROWS = 5_000  # from so many on, few runs stream at once
 LARGE_AT_ONCE = 3
 SMALL_REQUEST = 2 << 20  # bytes; those of many runs are in memory at once
+NONE: Ticket = (0, 0)  # of what waits for nobody
 EXIT_CODES: Mapping[str, int | None] = {"finished": 0, "running": None, "pending": None}
 
 
@@ -69,7 +70,7 @@ class Sending:
     losses: list[Loss] = field(default_factory=list)
     blames: bool = False
     turns: Turns = field(default_factory=Turns)
-    ticket: int = 0
+    ticket: Ticket = NONE
     needs_levels = False
     _large: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(LARGE_AT_ONCE))
 
@@ -107,14 +108,14 @@ class Sending:
         """Of the runs that are there."""
         return Generations(self.client, self.there)
 
-    def for_a_pack(self, ticket: int = 0) -> Sending:
+    def for_a_pack(self, ticket: Ticket = NONE) -> Sending:
         """The same, with losses of its own. What fails alone in a pack is to blame for it."""
         return replace(self, losses=[], blames=True, ticket=ticket)
 
     @contextmanager
-    def pack(self) -> Iterator[Sending]:
-        """For one pack, which makes versions that had numbers after all packs that began before it."""
-        ticket = self.turns.begin()
+    def pack(self, place: int) -> Iterator[Sending]:
+        """For one pack, which makes versions of shared collections after all packs at hand of an earlier place."""
+        ticket = self.turns.begin(place)
         try:
             yield self.for_a_pack(ticket)
         finally:
@@ -122,7 +123,7 @@ class Sending:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for the packs that began before this one."""
+        """Waits for the packs that come before this one."""
         self.turns.wait(self.ticket, self.client.check)
         try:
             yield
@@ -142,14 +143,14 @@ class Sending:
     # -- one run -------------------------------------------------------------------------------------------------------
 
     def write(self, sheet: Sheet, least: int = 1) -> Sent:
-        """All of a run but versions that had numbers, and the uses; `least` is the first generation that is tried."""
+        """All of a run but versions that wait, and the uses; `least` is the first generation that is tried."""
         begun = Places(self.client, self.entity, self.there, self.proof, self.losses).begin(sheet, least)
         sheet = begun.sheet
         console = next((file for file in sheet.run.files if file.path == CONSOLE and file.open is not None), None)
         files = begun.files
         self._send_files(begun)
-        logged = sheet.run.logged
-        made = {n: self._log(begun.where, one) for n, one in enumerate(logged) if number_of(one.version) < 0}
+        waits = [shared(one, sheet.run, begun.where) for one in sheet.run.logged]
+        made = {n: self._log(begun.where, one) for n, one in enumerate(sheet.run.logged) if not waits[n]}
         large = sheet.rows + sheet.event_rows > LARGE_ROWS
         with self._large if large else nullcontext():
             stream = Stream(self.client, begun.where) if large else Stream(self.client, begun.where, SMALL_REQUEST)
@@ -164,7 +165,7 @@ class Sending:
             sheet, begun.where, begun.bucket, begun.config, state(sheet.run), begun.there.history, lines, steps,
             events, there, tuple(made.values()),
         )  # fmt: skip
-        return Sent(written, begun, made, tuple(n for n in range(len(logged)) if n not in made))
+        return Sent(written, begun, made, tuple(n for n, wait in enumerate(waits) if wait))
 
     def _send_files(self, begun: Begun) -> None:
         """Sends the files where they are not there already."""

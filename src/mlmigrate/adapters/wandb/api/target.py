@@ -148,7 +148,8 @@ class WandbTarget:
     @contextmanager
     def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> Iterator[WandbPlace]:  # noqa: ARG002
         """A pack; leaving it early leaves runs without a stamp, which a second try completes."""
-        with TemporaryDirectory(prefix="mlmigrate-wandb-") as folder, self.sending.pack() as sending:
+        start = min((ref.start for ref in refs if ref.start is not None), default=0)
+        with TemporaryDirectory(prefix="mlmigrate-wandb-") as folder, self.sending.pack(start) as sending:
             yield WandbPlace(sending, Path(folder), refs, self.homes, self._options)
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""Turns of several packs under way at once, in the order that they began in."""
+"""Turns of several packs under way at once, in an order of theirs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 LOOK = 0.5  # seconds between two looks at whether somebody wants to stop
+Ticket = tuple[int, int]  # where in the order; which of those at one place
 
 
 class Turns:
@@ -14,23 +15,24 @@ class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._last = 0
-        self._open: set[int] = set()
+        self._open: set[Ticket] = set()
 
-    def begin(self) -> int:
-        """The next ticket, from 1 on; to be ended whatever happens."""
+    def begin(self, place: int) -> Ticket:
+        """A ticket for this place in the order; to be ended whatever happens."""
         with self._changed:
             self._last += 1
-            self._open.add(self._last)
-            return self._last
+            ticket = place, self._last
+            self._open.add(ticket)
+            return ticket
 
-    def wait(self, ticket: int, check: Callable[[], None]) -> None:
-        """Returns once all earlier tickets have ended; `check` raises where somebody wants to stop before that."""
+    def wait(self, ticket: Ticket, check: Callable[[], None]) -> None:
+        """Returns once no ticket that comes before this one is open; `check` raises where somebody wants to stop."""
         with self._changed:
             while min(self._open, default=ticket) < ticket:
                 self._changed.wait(LOOK)
                 check()
 
-    def end(self, ticket: int) -> None:
+    def end(self, ticket: Ticket) -> None:
         """The ticket waits for nobody any more, and nobody for it; a second time does nothing."""
         with self._changed:
             self._open.discard(ticket)
