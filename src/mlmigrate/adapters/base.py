@@ -6,6 +6,7 @@ has these functions, each optional:
 
     open_source(address, context) -> Source      raises NotFound when nothing is there
     open_target(address, context) -> Target      writes nothing before `prepare`
+    whole(address, env) -> Address               the address with what it leaves to the environment
 
 A target takes runs a pack at a time:
 
