@@ -97,6 +97,20 @@ def test_a_version_that_is_bad_fails_its_run_and_stops_no_other(server):
     assert told == {"a": None, "b": "stamp", "c": "stamp"}
 
 
+def test_what_was_lost_in_a_pack_that_failed_is_told_by_the_next_try_and_once(server):
+    runs = [sheet("a", version(1, gone="lost")), sheet("b", version(2)), sheet("c", version(0))]
+    lost = [Loss("b", "number v2 of the artifact net", "it is v1 here: W&B numbers versions as they come")]
+    with target() as it:
+        with it.sending.pack(1) as sending, pytest.raises(Damaged, match="lost"):
+            sending.deliver(runs)
+        with it.sending.pack(1) as sending:
+            sending.deliver(runs[1:])
+        assert sending.losses == lost
+        with it.sending.pack(1) as sending:
+            sending.deliver(runs[1:])
+        assert sending.losses == []
+
+
 def test_of_packs_at_once_the_one_that_comes_first_makes_its_versions_first(server):
     with target() as it, it.sending.pack(2) as second, it.sending.pack(1) as first:
         later = threading.Thread(target=second.deliver, args=([sheet("b", version(1))],))

@@ -16,10 +16,10 @@ from mlmigrate.adapters.memory import Held, Memory
 from mlmigrate.adapters.wandb.datalog.writer import LogWriter
 from mlmigrate.adapters.wandb.offline import delivery
 from mlmigrate.address import parse
-from mlmigrate.errors import UsageError
+from mlmigrate.errors import Damaged, UsageError
 from mlmigrate.events import Silent
 from mlmigrate.ledger import Ledger
-from mlmigrate.model import DatasetInput, Experiment, Run, points
+from mlmigrate.model import DatasetInput, Experiment, Loss, Run, points
 from mlmigrate.survey import Job
 from mlmigrate.transfer import transfer
 from mlmigrate.verify import verify
@@ -262,3 +262,23 @@ def _one_run_a_pack():
     from mlmigrate.adapters.base import Packing
 
     return Packing(runs=1)
+
+
+def test_what_a_run_lost_is_told_once_though_its_pack_failed(tmp_path, monkeypatch):
+    for id_ in ("bad", "good"):
+        log = tmp_path / "in" / f"offline-run-20200913_122640-{id_}" / f"run-{id_}.wandb"
+        wandblogs.write(log, [wandblogs.header(), wandblogs.run(id_), wandblogs.exit_()])
+    write = delivery.Writer.write
+
+    def losing(self, sheet, mark, losses):
+        if sheet.run.id == "bad":
+            raise Damaged("the disk has a hole")
+        if sheet.run.id == "good":
+            losses.append(Loss("good", "a thing", "it was in the hole"))
+        return write(self, sheet, mark, losses)
+
+    monkeypatch.setattr(delivery.Writer, "write", losing)
+    source, target = parse(f"wandb:{tmp_path}/in"), parse(f"wandb:{tmp_path}/out")
+    report = transfer(Job(source, target), Ledger.open(tmp_path / "l", source, target), Silent(), workers=1)
+    assert [failure.run for failure in report.failed] == ["bad"]
+    assert [loss.what for loss in report.losses] == ["a thing"]

@@ -69,6 +69,7 @@ class Sending:
     proof: Proof
     losses: list[Loss] = field(default_factory=list)
     blames: bool = False
+    unsaid: dict[str, list[Loss]] = field(default_factory=dict)  # origin -> losses that no pack has told yet
     turns: Turns = field(default_factory=Turns)
     ticket: Ticket = NONE
     needs_levels = False
@@ -85,10 +86,20 @@ class Sending:
                 todo.append(sheet)
             else:
                 round_.ids[sheet.origin] = there.id
+                self.losses += self.unsaid.pop(sheet.origin, ())
         round_.run(todo)
         if round_.errors:
+            self._keep_losses(sheets, round_.ids)
             raise self._blamed(round_.errors[0], arrived=len(round_.ids) > len(sheets) - len(todo))
         return round_.ids
+
+    def _keep_losses(self, sheets: Sequence[Sheet], ids: Mapping[str, str]) -> None:
+        """A pack that fails tells nothing: what runs lost that are whole all the same is told by the next try."""
+        whole = {sheet.run.id: sheet.origin for sheet in sheets if sheet.origin in ids}
+        whole |= {id_: origin for origin, id_ in ids.items()}
+        for loss in self.losses:
+            if loss.run in whole:
+                self.unsaid.setdefault(whole[loss.run], []).append(loss)
 
     def _blamed(self, error: BaseException, *, arrived: bool) -> BaseException:
         """Where other runs arrive the server is not away: then it is this run that fails, and not the whole pack."""

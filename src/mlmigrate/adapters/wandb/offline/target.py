@@ -49,6 +49,7 @@ class OfflineTarget:
         self._homes = Homes(context.env.get("WANDB_ENTITY", ""))
         self._lock = threading.Lock()
         self._seen: dict[str, marks.Whole] | None = None
+        self.unsaid: dict[str, list[Loss]] = {}  # origin -> losses that no pack has told yet
         self._writer = Writer(root.absolute(), self._maker)
 
     def arrived(self) -> Mapping[str, Arrival]:
@@ -183,16 +184,24 @@ class Delivering:
         self.losses: list[Loss] = []
 
     def deliver(self, sheets: Sequence[Sheet]) -> Mapping[str, str]:
-        """One run after another; the first error after all of them."""
+        """One run after another; the first error after all of them. A pack that fails tells nothing: what runs lost
+        that are whole all the same is told by the next try.
+        """
         ids: dict[str, str] = {}
+        told: dict[str, list[Loss]] = {}
         first: MigrateError | None = None
         for sheet in sheets:
+            losses = self._target.unsaid.pop(sheet.origin, [])
             try:
-                ids[sheet.origin] = self._target.one(sheet, self.losses)
+                ids[sheet.origin] = self._target.one(sheet, losses)
             except MigrateError as error:
                 first = first or error
+            else:
+                told[sheet.origin] = losses
         if first is not None:
+            self._target.unsaid |= told
             raise first
+        self.losses += [loss for losses in told.values() for loss in losses]
         return ids
 
     def link(self, collections: Sequence[Collection]) -> Sequence[Loss]:  # noqa: ARG002  only a server has such
