@@ -227,6 +227,16 @@ def test_artifacts_have_their_manifests(path, plain):
     assert {len(net.client_id), len(net.sequence_client_id)} == {128}
 
 
+def test_two_versions_of_one_artifact_are_two_to_a_server_and_one_artifact(path, plain):
+    with LogWriter(path) as log:
+        log.run(RUN)
+        for digest in ("d0", "d1"):
+            log.artifact(Version("net", "model", digest=digest), [Entry("a", digest)])
+    first, second = plain.read(path, "artifact")
+    assert first.client_id != second.client_id
+    assert first.sequence_client_id == second.sequence_client_id
+
+
 def test_a_log_has_its_name_only_when_it_is_whole(path):
     def torn():
         with LogWriter(path) as log:
