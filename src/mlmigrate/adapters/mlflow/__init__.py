@@ -38,8 +38,8 @@ def whole(address: Address, env: Mapping[str, str]) -> Address:
 
 def open_source(address: Address, context: Context) -> Source:
     """The folder, the database or the server that `address` names, for reading."""
-    place = address.place or context.env.get("MLFLOW_TRACKING_URI", "")
-    source: Source = shape(place).open_source(Address(address.kind, place), context)
+    settled = whole(address, context.env)
+    source: Source = shape(settled.place).open_source(settled, context)
     return source
 
 

@@ -214,12 +214,14 @@ class Collection:
 class Delivery(Protocol):
     """What a target does with sheets; the rest of writing is the same for all.
 
-    losses        what did not go as it was, of all sheets so far
-    needs_levels  who reads an artifact must come in a later delivery than who logs it
+    `needs_levels`: who reads an artifact must come in a later delivery than who logs it.
     """
 
-    losses: list[Loss]
     needs_levels: bool
+
+    @property
+    def losses(self) -> Sequence[Loss]:
+        """What did not go as it was, of all sheets so far."""
 
     def deliver(self, sheets: Sequence[Sheet]) -> Mapping[str, str]:
         """Writes these runs, in parallel where that helps, proves that each is whole, and then sets its stamp.

@@ -181,6 +181,21 @@ def test_a_use_of_what_is_nowhere_is_told_once_and_made_when_it_comes(server):
     assert server.state()["artifacts"]["team/p/net:v0"]["consumers"] == ["team/p/reader"]
 
 
+def test_a_use_that_the_server_refuses_is_told_once_and_stops_nothing(server):
+    with command() as target:
+        target.sending.deliver([sheet("reader", used=(used(version("first")),))])
+        target.sending.deliver([sheet("maker", logged=(version("first", "latest"), version("second")))])
+        server.fail("UseArtifact", status=403, times=99)
+        (loss,) = target.finish((), {})
+        assert (loss.run, loss.what) == ("reader", "use of the artifact net:v0")
+        assert (latest(server), owed(server)) == (["first"], {"reader": {"missing"}})
+        assert target.finish((), {}) == []
+    server.heal()
+    with command() as target:
+        assert target.finish((), {}) == []
+    assert (server.state()["artifacts"]["team/p/net:v0"]["consumers"], owed(server)) == (["team/p/reader"], {})
+
+
 def test_more_debtors_than_go_into_one_request_all_are_rid_of_it(server):
     with command() as target:
         target.sending.deliver([sheet("a", logged=(version("first", "latest"),))])

@@ -12,6 +12,7 @@ import pytest
 
 import wandbserver
 from mlmigrate.adapters.base import Context
+from mlmigrate.adapters.wandb.api.sending import Sending
 from mlmigrate.adapters.wandb.api.target import WandbTarget, open_target
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import File, Sheet, Version, WandbRun
@@ -101,7 +102,7 @@ def test_what_was_lost_in_a_pack_that_failed_is_told_by_the_next_try_and_once(se
     runs = [sheet("a", version(1, gone="lost")), sheet("b", version(2)), sheet("c", version(0))]
     lost = [Loss("b", "number v2 of the artifact net", "it is v1 here: W&B numbers versions as they come")]
     with target() as it:
-        with it.sending.pack(1) as sending, pytest.raises(Damaged, match="lost"):
+        with pytest.raises(Damaged, match="lost"), it.sending.pack(1) as sending:
             sending.deliver(runs)
         with it.sending.pack(1) as sending:
             sending.deliver(runs[1:])
@@ -109,6 +110,19 @@ def test_what_was_lost_in_a_pack_that_failed_is_told_by_the_next_try_and_once(se
         with it.sending.pack(1) as sending:
             sending.deliver(runs[1:])
         assert sending.losses == []
+
+
+def test_so_is_what_was_lost_before_the_delivery_that_failed(server):
+    def carry(sending: Sending) -> None:
+        sending.deliver([sheet("b", version(2))])
+        sending.deliver([sheet("a", version(3, gone="lost"))])
+
+    with target() as it:
+        with pytest.raises(Damaged, match="lost"), it.sending.pack(1) as sending:
+            carry(sending)
+        with it.sending.pack(1) as sending:
+            sending.deliver([sheet("b", version(2))])
+    assert [loss.what for loss in sending.losses] == ["number v2 of the artifact net"]
 
 
 def test_of_packs_at_once_the_one_that_comes_first_makes_its_versions_first(server):

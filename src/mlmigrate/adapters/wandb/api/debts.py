@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.configs import set_configs
 from mlmigrate.adapters.wandb.api.logged import LATEST, Artifacts
 from mlmigrate.adapters.wandb.api.places import as_json
 from mlmigrate.adapters.wandb.api.rounds import GROUP, Sent, shared
 from mlmigrate.adapters.wandb.api.stream import Where
 from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, told_anew, values
-from mlmigrate.adapters.wandb.api.writes import STAMP_RUN, stamp_all
 from mlmigrate.adapters.wandb.provenance import KEY, Provenance, as_config
 from mlmigrate.adapters.wandb.shape import Version
 from mlmigrate.errors import MigrateError, Unavailable
@@ -114,14 +114,24 @@ class Debts:
         where = Where(self.entity, run.project, run.id)
         for owed in (*told.unmade, *told.missing):
             version = _version(owed)
-            found = self.artifacts.find(replace(where, project=version.project or run.project), version)
-            if found is not None:
-                self.artifacts.use(where, found)
-                continue
-            if owed in told.unmade:
-                shown = f"use of the artifact {version.name}:{version.version}"
-                losses.append(Loss(run.id, shown, "the artifact is not there"))
-            yield owed
+            because = self._use_one(where, version)
+            if because and owed in told.unmade:
+                losses.append(Loss(run.id, f"use of the artifact {version.name}:{version.version}", because))
+            if because:
+                yield owed
+
+    def _use_one(self, where: Where, version: Version) -> str:
+        """Why it cannot be said; "" where it was."""
+        try:
+            found = self.artifacts.find(replace(where, project=version.project or where.project), version)
+            if found is None:
+                return "the artifact is not there"
+            self.artifacts.use(where, found)
+        except Unavailable:
+            raise
+        except MigrateError as error:  # all else is there
+            return error.message
+        return ""
 
     # -- what is left --------------------------------------------------------------------------------------------------
 
@@ -136,19 +146,12 @@ class Debts:
                 self._write(ready[first : first + GROUP])
 
     def _write(self, some: Sequence[_Told]) -> None:
-        buckets = {f"i{n}": one.run.bucket for n, one in enumerate(some)}
-        configs = {f"c{n}": one.config for n, one in enumerate(some)}
+        def told(n: int, answer: Mapping[str, Any]) -> None:
+            found = provenance((answer.get("bucket") or {}).get("config"))
+            if found is not None:
+                self.there.note(told_anew(some[n].run, found))
 
-        def singly() -> None:
-            for one in some:
-                self.client.graphql(STAMP_RUN, {"id": one.run.bucket, "config": one.config})
-
-        def at_once() -> None:
-            self.client.graphql(stamp_all(len(some)), buckets | configs)
-
-        self.client.together(at_once, singly)
-        for one in some:
-            self.there.note(told_anew(one.run, one.provenance))
+        set_configs(self.client, [(one.run.bucket, one.config) for one in some], told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,6 @@ class _Told:
     """A run and what its config will say."""
 
     run: Existing
-    provenance: Provenance
     config: str
 
     @classmethod
@@ -171,7 +173,7 @@ class _Told:
         if told.stamp != rest.stamp:
             return None
         now = replace(told, overtook=rest.overtook, unmade=rest.unmade, missing=rest.missing)
-        return cls(run, now, as_json({**values(node["config"]), KEY: {"value": as_config(now)}}))
+        return cls(run, as_json({**values(node["config"]), KEY: {"value": as_config(now)}}))
 
 
 def _version(told: Mapping[str, str]) -> Version:

@@ -22,6 +22,7 @@ from typing import Any
 
 from mlmigrate.adapters.wandb.api import debts
 from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.configs import set_configs
 from mlmigrate.adapters.wandb.api.generations import Generations
 from mlmigrate.adapters.wandb.api.links import linked
 from mlmigrate.adapters.wandb.api.logged import Artifacts, Made, draft
@@ -43,7 +44,7 @@ from mlmigrate.adapters.wandb.api.stream import (
 from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, told_anew
 from mlmigrate.adapters.wandb.api.turns import Ticket, Turns
 from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, send_files, send_to
-from mlmigrate.adapters.wandb.api.writes import RUN_FILES, STAMP_RUN, stamp_all
+from mlmigrate.adapters.wandb.api.writes import RUN_FILES
 from mlmigrate.adapters.wandb.provenance import KEY
 from mlmigrate.adapters.wandb.restored import number_of
 from mlmigrate.adapters.wandb.shape import Collection, Sheet, Version, WandbRun
@@ -69,6 +70,7 @@ class Sending:
     proof: Proof
     losses: list[Loss] = field(default_factory=list)
     blames: bool = False
+    delivered: dict[str, str] = field(default_factory=dict)  # id, here or there, -> origin of what is whole
     unsaid: dict[str, list[Loss]] = field(default_factory=dict)  # origin -> losses that no pack has told yet
     turns: Turns = field(default_factory=Turns)
     ticket: Ticket = NONE
@@ -88,18 +90,11 @@ class Sending:
                 round_.ids[sheet.origin] = there.id
                 self.losses += self.unsaid.pop(sheet.origin, ())
         round_.run(todo)
+        self.delivered |= {sheet.run.id: sheet.origin for sheet in todo if sheet.origin in round_.ids}
+        self.delivered |= {id_: origin for origin, id_ in round_.ids.items()}
         if round_.errors:
-            self._keep_losses(sheets, round_.ids)
             raise self._blamed(round_.errors[0], arrived=len(round_.ids) > len(sheets) - len(todo))
         return round_.ids
-
-    def _keep_losses(self, sheets: Sequence[Sheet], ids: Mapping[str, str]) -> None:
-        """A pack that fails tells nothing: what runs lost that are whole all the same is told by the next try."""
-        whole = {sheet.run.id: sheet.origin for sheet in sheets if sheet.origin in ids}
-        whole |= {id_: origin for origin, id_ in ids.items()}
-        for loss in self.losses:
-            if loss.run in whole:
-                self.unsaid.setdefault(whole[loss.run], []).append(loss)
 
     def _blamed(self, error: BaseException, *, arrived: bool) -> BaseException:
         """Where other runs arrive the server is not away: then it is this run that fails, and not the whole pack."""
@@ -121,14 +116,23 @@ class Sending:
 
     def for_a_pack(self, ticket: Ticket = NONE) -> Sending:
         """The same, with losses of its own. What fails alone in a pack is to blame for it."""
-        return replace(self, losses=[], blames=True, ticket=ticket)
+        return replace(self, losses=[], delivered={}, blames=True, ticket=ticket)
 
     @contextmanager
     def pack(self, place: int) -> Iterator[Sending]:
-        """For one pack, which makes versions of shared collections after all packs at hand of an earlier place."""
+        """For one pack, which makes versions of shared collections after all packs at hand of an earlier place.
+
+        A pack that fails tells nothing: what runs lost that are whole all the same is told by the next try.
+        """
         ticket = self.turns.begin(place)
+        sending = self.for_a_pack(ticket)
         try:
-            yield self.for_a_pack(ticket)
+            yield sending
+        except Exception:
+            for loss in sending.losses:
+                if loss.run in sending.delivered:
+                    self.unsaid.setdefault(sending.delivered[loss.run], []).append(loss)
+            raise
         finally:
             self.turns.end(ticket)
 
@@ -264,10 +268,8 @@ class Sending:
 
     def stamp(self, sent: Sequence[Sent]) -> None:
         """Sets the stamps of runs that were proven, and deletes those that they take the place of."""
-        if len(sent) == 1:
-            self._stamp_one(sent[0])
-        else:
-            self.client.together(lambda: self._stamp_all(sent), lambda: self._stamp_each(sent))
+        configs = [(one.begun.bucket, _stamped_config(one)) for one in sent]
+        set_configs(self.client, configs, lambda n, answer: self._check(sent[n], answer))
         for one in sent:
             self.losses += self.generations.drop_spoiled(one.written.sheet.origin)
             self.losses += self._renumbered(one.written)
@@ -280,25 +282,9 @@ class Sending:
                 shown = f"number {version.version} of the artifact {version.name}"
                 yield Loss(written.where.id, shown, f"it is v{here} here: W&B numbers versions as they come")
 
-    def _stamp_all(self, sent: Sequence[Sent]) -> None:
-        variables: dict[str, Any] = {}
-        for n, one in enumerate(sent):
-            variables |= {f"i{n}": one.begun.bucket, f"c{n}": _stamped_config(one)}
-        answer = self.client.graphql(stamp_all(len(sent)), variables)
-        for n, one in enumerate(sent):
-            self._check(one, answer.get(f"u{n}"))
-
-    def _stamp_each(self, sent: Sequence[Sent]) -> None:
-        for one in sent:
-            self._stamp_one(one)
-
-    def _stamp_one(self, sent: Sent) -> None:
-        answer = self.client.graphql(STAMP_RUN, {"id": sent.begun.bucket, "config": _stamped_config(sent)})
-        self._check(sent, answer.get("upsertBucket"))
-
-    def _check(self, sent: Sent, answer: Mapping[str, Any] | None) -> None:
+    def _check(self, sent: Sent, answer: Mapping[str, Any]) -> None:
         """The answer tells what the server holds now."""
-        found = provenance(((answer or {}).get("bucket") or {}).get("config"))
+        found = provenance((answer.get("bucket") or {}).get("config"))
         sheet = sent.written.sheet
         if found is None or found.stamp != sheet.stamp:
             raise Damaged(f"W&B did not keep the stamp of the run {sent.written.where.shown}.")

@@ -72,11 +72,18 @@ class OfflineTarget:
 
     @contextmanager
     def pack(self, id: str, refs: Sequence[RunRef], distinct: bool = False) -> Iterator[WandbPlace]:  # noqa: ARG002
-        """A pack on its way; its bytes wait on the same disk."""
+        """A pack on its way; its bytes wait on the same disk. One that fails tells nothing: what runs lost that are
+        whole all the same is told by the next try.
+        """
         parts = self._root / PARTS
         parts.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parts) as folder:
-            yield WandbPlace(Delivering(self), Path(folder), refs, self._homes, self._options)
+            delivering = Delivering(self)
+            try:
+                yield WandbPlace(delivering, Path(folder), refs, self._homes, self._options)
+            except Exception:
+                self.unsaid |= delivering.told
+                raise
 
     def finish(self, experiments: Sequence[Experiment], ids: Mapping[str, str]) -> Sequence[Loss]:  # noqa: ARG002
         """Writes who read what, now that who made it is here, and the order to sync in."""
@@ -181,14 +188,16 @@ class Delivering:
 
     def __init__(self, target: OfflineTarget) -> None:
         self._target = target
-        self.losses: list[Loss] = []
+        self.told: dict[str, list[Loss]] = {}  # origin of what is whole -> its losses
+
+    @property
+    def losses(self) -> list[Loss]:
+        """Those of all runs."""
+        return [loss for losses in self.told.values() for loss in losses]
 
     def deliver(self, sheets: Sequence[Sheet]) -> Mapping[str, str]:
-        """One run after another; the first error after all of them. A pack that fails tells nothing: what runs lost
-        that are whole all the same is told by the next try.
-        """
+        """One run after another; the first error after all of them."""
         ids: dict[str, str] = {}
-        told: dict[str, list[Loss]] = {}
         first: MigrateError | None = None
         for sheet in sheets:
             losses = self._target.unsaid.pop(sheet.origin, [])
@@ -197,11 +206,9 @@ class Delivering:
             except MigrateError as error:
                 first = first or error
             else:
-                told[sheet.origin] = losses
+                self.told[sheet.origin] = losses
         if first is not None:
-            self._target.unsaid |= told
             raise first
-        self.losses += [loss for losses in told.values() for loss in losses]
         return ids
 
     def link(self, collections: Sequence[Collection]) -> Sequence[Loss]:  # noqa: ARG002  only a server has such
