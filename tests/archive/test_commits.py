@@ -232,6 +232,20 @@ def test_many_threads_and_two_writers_lose_nothing(tmp_path, kit):
     assert list(tools.check(str(tmp_path / "a"))) == []
 
 
+def test_an_archive_that_another_makes_just_now_is_an_archive(tmp_path, kit):
+    class Late(LocalStorage):
+        """Another exports right after it was asked for a manifest that was not there."""
+
+        def size(self, name):
+            found = super().size(name)
+            if name == layout.MANIFEST and found is None:
+                kit.write(self.root, [kit.run("theirs")], pack="p")
+            return found
+
+    kit.write(Late(tmp_path / "a"), [kit.run("ours")], pack="p")
+    assert sorted(one.id for one in kit.read(tmp_path / "a").refs) == ["ours", "theirs"]
+
+
 def test_many_commits_are_folded_and_opened_by_one_file_and_a_few(tmp_path, kit, monkeypatch):
     target = ArchiveTarget(LocalStorage(tmp_path / "a"))
     target.prepare([Experiment("1", "a")])

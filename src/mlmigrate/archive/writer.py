@@ -374,16 +374,24 @@ def _checked(storage: Storage) -> bool:
 
     Raises Conflict when it is something else, BadData when it is of a newer format.
     """
-    if storage.size(layout.MANIFEST) is not None:
-        layout.check_manifest(index.read_all(storage, layout.MANIFEST, layout.MOST_MANIFEST), storage.shown)
+    if _has_manifest(storage):
         return True
     there = storage.entries("") if storage.many == 1 else storage.walk("")
     if any(not entry.name.startswith((".", layout.WRITERS + "/")) for entry in there):
+        if _has_manifest(storage):  # another made it after the first look: the manifest is the first file of all
+            return True
         raise Conflict(
             f"{storage.shown} is not empty, and is not an archive: it has no {layout.MANIFEST}.",
             "Give a folder that does not exist yet, or an archive.",
         )
     return False
+
+
+def _has_manifest(storage: Storage) -> bool:
+    if storage.size(layout.MANIFEST) is None:
+        return False
+    layout.check_manifest(index.read_all(storage, layout.MANIFEST, layout.MOST_MANIFEST), storage.shown)
+    return True
 
 
 def _pack_name(id: str) -> str:
