@@ -56,6 +56,10 @@ class Server:
         """The bytes with this md5 (base64) are gone; what names them stays."""
         self._ask("lose", md5=md5)
 
+    def harm(self, digest: str, data: bytes) -> None:
+        """The bytes with this digest (base64) are others by now."""
+        self._ask("harm", digest=digest, data=data.decode())
+
     def fail(
         self,
         match: str,

@@ -219,6 +219,10 @@ class App:
         del self.store.blobs[given["md5"]]
         return Reply(200, b"null")
 
+    def control_harm(self, given: dict[str, Any]) -> Reply:
+        self.store.blobs[given["digest"]] = given["data"].encode()
+        return Reply(200, b"null")
+
     def control_fail(self, given: dict[str, Any]) -> Reply:
         self.faults.append(Fault(**given))
         return Reply(200, b"null")

@@ -109,7 +109,7 @@ class OrganizationNode(Node):
 
 
 class EntityNode(Node):
-    xxhashDigestsEnabled = False
+    xxhashDigestsEnabled = True
 
     @property
     def id(self) -> str:
@@ -603,7 +603,10 @@ class CollectionNode(Node):
 
 class SequenceNode(CollectionNode):
     __typename = "ArtifactSequence"
-    digestAlgorithm = "MANIFEST_MD5"
+
+    @property
+    def digestAlgorithm(self) -> str:
+        return self.it.members[0].artifact.algorithm if self.it.members else "MANIFEST_MD5"
 
     def latestArtifact(self, info: Any) -> ArtifactNode | None:
         member = member_of(self.it, "latest")
@@ -653,13 +656,13 @@ class MembershipNode(Node):
 
 class ArtifactNode(Node):
     commitHash = None
-    digestAlgorithm = "MANIFEST_MD5"
 
     names: ClassVar = {
         "versionIndex": "index",
         "historyStep": "history_step",
         "createdAt": "created",
         "updatedAt": "updated",
+        "digestAlgorithm": "algorithm",
     }
 
     @property

@@ -212,6 +212,7 @@ class Artifact:
     number: int
     digest: str
     created: str
+    algorithm: str = "MANIFEST_MD5"
     state: str = "PENDING"
     index: int | None = None
     description: str | None = None

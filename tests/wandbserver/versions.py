@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import xxhash
+
 from .mutations import Mutation
 from .nodes import ArtifactNode, MembershipNode, World, collection_node, tag_node
 from .store import Artifact, Collection, File, Membership, Project, Refused, Run, encode, now, strict_json
@@ -24,6 +26,7 @@ _TAG = re.compile(r"[-\w]+( +[-\w]+)*")
 _VERSION = re.compile(r"v\d+")
 _MD5 = re.compile(r"[A-Za-z0-9+/]{22}==")
 METADATA_KEYS = 100
+MD5 = "MANIFEST_MD5"
 OLD_REGISTRY = "model-registry"
 
 
@@ -40,6 +43,9 @@ def create_artifact(world: World, given: dict[str, Any]) -> dict[str, Any]:
         _register(world, given, twin)
         return {"artifact": ArtifactNode(world, twin)}
     artifact = Artifact(sequence, next(world.store.numbers), given["digest"], now(), run=run)
+    artifact.algorithm = given.get("digestAlgorithm") or MD5
+    if any(one.artifact.algorithm != artifact.algorithm for one in sequence.members):
+        raise Refused(f"digest algorithm {artifact.algorithm} is not that of {sequence.name}")
     _fill(artifact, given)
     world.store.artifacts[artifact.id] = artifact
     _register(world, given, artifact)
@@ -89,8 +95,6 @@ def _check(given: dict[str, Any]) -> None:
     for tag in given.get("tags") or []:
         _tag(tag["tagName"])
     _metadata(given.get("metadata"))
-    if given.get("digestAlgorithm") not in (None, "MANIFEST_MD5"):
-        raise Refused(f"digest algorithm {given['digestAlgorithm']} is not enabled")
 
 
 def _metadata(text: str | None) -> None:
@@ -175,16 +179,21 @@ def _file(world: World, spec: dict[str, Any]) -> dict[str, Any]:
         return {**node, "uploadUrl": None, "uploadHeaders": None, "artifact": ArtifactNode(world, birth)}
     headers = {"Content-MD5": md5, "Content-Type": spec.get("mimetype") or "application/octet-stream"}
     told = [f"{name}:{value}" for name, value in headers.items()]
-    slot = Slot("artifact", spec["name"], _born(artifact), md5, headers)
+    slot = Slot("artifact", spec["name"], _born(world, artifact), md5, headers)
     node |= {"uploadUrl": world.uploads.url(slot), "uploadHeaders": told, "artifact": ArtifactNode(world, artifact)}
     if spec.get("uploadPartsInput"):
         node["uploadMultipartUrls"] = _parts(world, spec, path)
     return node
 
 
-def _born(artifact: Artifact) -> Any:
+def _born(world: World, artifact: Artifact) -> Any:
     def put(md5: str, size: int) -> None:
         artifact.sequence.birth.setdefault(md5, artifact)
+        if artifact.algorithm != MD5:  # files are put by their MD5 all the same; the manifest names the other digest
+            data = world.store.blobs[md5]
+            digest = base64.b64encode(xxhash.xxh128(data).digest()).decode()
+            world.store.blobs[digest] = data
+            artifact.sequence.birth.setdefault(digest, artifact)
 
     return put
 
@@ -210,7 +219,7 @@ def complete_multipart(world: World, given: dict[str, Any]) -> dict[str, Any]:
     artifact = _pending(world, given["artifactID"])
     parts = [(part["partNumber"], part["hexMD5"]) for part in given["completedParts"]]
     digest = world.uploads.complete(given["uploadID"], given["storagePath"], parts)
-    artifact.sequence.birth.setdefault(digest, artifact)
+    _born(world, artifact)(digest, 0)
     return {"digest": digest}
 
 
@@ -239,12 +248,14 @@ def _whole(world: World, artifact: Artifact) -> tuple[File, dict[str, dict[str, 
     contents: dict[str, dict[str, Any]] = told["contents"]
     if told.get("storagePolicyConfig", {}).get("storageLayout") != "V2":
         raise Refused(f"artifact {artifact.name}: storage layout must be V2")
-    digest = digest_of(contents)
+    digest = digest_of(contents, artifact.algorithm)
     if digest != artifact.digest:
         raise Refused(f"artifact {artifact.name}: its manifest has digest {digest}, not {artifact.digest}")
     for name, entry in contents.items():
         if entry.get("ref"):
             continue
+        if entry.get("extra", {}).get("alg", "MD5") != artifact.algorithm.removeprefix("MANIFEST_"):
+            raise Refused(f"artifact {artifact.name}: {name} has a digest of another kind")
         if entry["digest"] not in artifact.sequence.birth:
             raise Refused(f"artifact {artifact.name}: {name} was not uploaded")
         size = len(world.store.blobs[entry["digest"]])
@@ -253,9 +264,9 @@ def _whole(world: World, artifact: Artifact) -> tuple[File, dict[str, dict[str, 
     return file, contents
 
 
-def digest_of(contents: dict[str, dict[str, Any]]) -> str:
+def digest_of(contents: dict[str, dict[str, Any]], algorithm: str = MD5) -> str:
     """The digest of a version with this manifest."""
-    whole = hashlib.md5(b"wandb-artifact-manifest-v1\n")
+    whole = (hashlib.md5 if algorithm == MD5 else xxhash.xxh128)(b"wandb-artifact-manifest-v1\n")
     for name, entry in sorted(contents.items()):
         whole.update(f"{name}:{entry['digest']}\n".encode())
     return whole.hexdigest()

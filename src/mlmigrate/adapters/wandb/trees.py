@@ -184,7 +184,7 @@ class _Sorting:
             return
         digest = digest_of(there)
         key = f"{name}:{digest}" if repeated else name
-        empty = not files and had.digest == digest  # one of another digest had files that nobody told of
+        empty = not files and had.digest in digests.empty()  # one of another digest had files that nobody told of
         if not (there or empty) or key in self.trees:
             same = key in self.trees
             self._lose(what, "another version has the same files" if same else "the bytes of its files are not there")

@@ -133,9 +133,9 @@ class Store:
 
 
 class TestBytes:
-    def read(self, data: bytes, size: int | None, digest: str) -> bytes:
+    def read(self, data: bytes, size: int | None, digest: str, algorithm: str = "MD5") -> bytes:
         urls = Urls(dict, {"x": "u"}, complete=True)
-        with opener(Store({"u": data}), urls, "x", size, digest)() as file:  # type: ignore[arg-type]
+        with opener(Store({"u": data}), urls, "x", size, digest, algorithm)() as file:  # type: ignore[arg-type]
             return file.read()
 
     def test_they_are_checked_by_their_md5(self) -> None:
@@ -143,10 +143,18 @@ class TestBytes:
         with pytest.raises(Damaged, match="MD5"):
             self.read(b"abd", 3, md5(b"abc"))
 
-    def test_they_are_checked_by_their_size_where_the_digest_is_another(self) -> None:
-        assert self.read(b"abc", 3, "") == b"abc"
+    def test_they_are_checked_by_their_xxh128_where_the_manifest_says_so(self) -> None:
+        digest = "BrBatnM6YYV4r1+UiS85UA=="  # of "abc"
+        assert self.read(b"abc", 3, digest, "XXH128") == b"abc"
+        with pytest.raises(Damaged, match="XXH128"):
+            self.read(b"abd", 3, digest, "XXH128")
+
+    @pytest.mark.parametrize("algorithm", ["MD5", "BLAKE9"])
+    def test_they_are_checked_by_their_size_where_the_digest_is_another(self, algorithm: str) -> None:
+        digest = "" if algorithm == "MD5" else md5(b"abd")
+        assert self.read(b"abc", 3, digest, algorithm) == b"abc"
         with pytest.raises(Damaged, match="3 bytes"):
-            self.read(b"abc", 4, "")
+            self.read(b"abc", 4, digest, algorithm)
 
     def test_a_digest_that_is_no_md5_is_not_checked(self) -> None:
         assert self.read(b"abc", None, "s3://etag") == b"abc"

@@ -238,6 +238,28 @@ def test_bytes_that_are_others_by_now_are_gone_and_told(tmp_path):
     assert [str(changed) in loss.because for loss in losses] == [True]
 
 
+@pytest.mark.parametrize("where", ["local", "cache"])
+def test_a_file_that_is_known_by_its_xxh128_is_found_by_it(tmp_path, monkeypatch, where):
+    plain = "06b05ab6733a618578af5f94892f3950"  # of "abc"
+    digest = base64.b64encode(bytes.fromhex(plain)).decode()
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "sdk"))
+    lies = {"local": tmp_path / "m", "cache": tmp_path / "sdk/artifacts/obj/xxh128" / plain[:2] / plain[2:]}[where]
+    lies.parent.mkdir(parents=True, exist_ok=True)
+    lies.write_bytes(b"abc")
+    record = rawlog.artifact("net", "model", {"m": (digest, 3, str(tmp_path / "m"))}, run_id="one", digest="d")
+    (entry,) = record.artifact.manifest.contents
+    entry.extra.add(key="alg", value_json='"XXH128"')
+    a_run(tmp_path / "runs", "one", record, rawlog.exit_())
+    runs, losses = whole(tmp_path / "runs")
+    assert ([data for path, data in runs["one"][2].items() if path.endswith("/m")], losses) == ([b"abc"], [])
+    lies.write_bytes(b"abd")
+    assert ["neither at" in loss.because for loss in whole(tmp_path / "runs")[1]] == [True]
+    lies.write_bytes(b"abc")
+    entry.extra[0].value_json = '"BLAKE9"'
+    a_run(tmp_path / "runs", "one", record, rawlog.exit_())
+    assert ["'BLAKE9'" in loss.because for loss in whole(tmp_path / "runs")[1]] == [True]
+
+
 def test_a_manifest_of_its_own_is_read(tmp_path):
     (tmp_path / "m").write_bytes(b"one")
     lines = {"path": "a/m", "digest": b64md5(b"one"), "size": 3, "local_path": str(tmp_path / "m")}

@@ -2,14 +2,12 @@
 
     {"version": 1, "storagePolicy": ..., "contents": {path: {"digest", "size", "ref"?, "birthArtifactID"?, "extra"?}}}
 
-The bytes of an entry are checked against its digest where that is an MD5 (it is, unless `extra` names another
-algorithm), else against its size.
+The bytes of an entry are checked against its digest; where `extra` names an algorithm that is not known here, against
+its size.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
 import re
@@ -20,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
+from mlmigrate.adapters.wandb import digests
 from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.pages import all_pages, nodes
@@ -61,13 +60,18 @@ class Urls:
             return self.known[name]
 
 
-def opener(client: Client, urls: Urls, name: str, size: int | None, md5: str) -> Opener:
-    """Opens a file behind a signed URL; one that is no longer taken is asked for anew, once."""
+def opener(
+    client: Client, urls: Urls, name: str, size: int | None, digest: str, algorithm: str = digests.MD5
+) -> Opener:
+    """Opens a file behind a signed URL; one that is no longer taken is asked for anew, once.
+
+    `digest` is in base64; what is none is not checked.
+    """
 
     @contextmanager
     def open_() -> Iterator[BinaryIO]:
         with _opened(client, urls, name) as data:
-            checked = cast("io.RawIOBase", _Checked(data, name, size, md5))
+            checked = cast("io.RawIOBase", _Checked(data, name, size, digest, algorithm))
             yield cast("BinaryIO", io.BufferedReader(checked, 256 << 10))
 
     return open_
@@ -93,10 +97,11 @@ def _opened(client: Client, urls: Urls, name: str) -> Iterator[BinaryIO]:
 class _Checked(io.RawIOBase):
     """A file on its way in; at its end it must have been what was told of it."""
 
-    def __init__(self, data: BinaryIO, name: str, size: int | None, md5: str) -> None:
-        self._data, self._name, self._size, self._told = data, name, size, _hex(md5)
+    def __init__(self, data: BinaryIO, name: str, size: int | None, digest: str, algorithm: str) -> None:
+        self._data, self._name, self._size = data, name, size
+        self._told, self._algorithm = digests.of_base64(digest), algorithm
         self._read = 0
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._hasher = digests.hasher(algorithm) if self._told else None
 
     def readable(self) -> bool:
         return True
@@ -105,8 +110,8 @@ class _Checked(io.RawIOBase):
         data = self._data.read(len(buffer))
         buffer[: len(data)] = data
         self._read += len(data)
-        if self._told:
-            self._md5.update(data)
+        if self._hasher:
+            self._hasher.update(data)
         if not data and len(buffer):
             self._end()
         return len(data)
@@ -114,8 +119,8 @@ class _Checked(io.RawIOBase):
     def _end(self) -> None:
         if self._size is not None and self._read != self._size:
             raise Damaged(f"{self._name!r} has {self._read} bytes in W&B, which says {self._size}.")
-        if self._told and self._md5.hexdigest() != self._told:
-            raise Damaged(f"{self._name!r} is not what W&B says that it is (its MD5 differs).")
+        if self._hasher and self._hasher.digest() != self._told:
+            raise Damaged(f"{self._name!r} is not what W&B says that it is (its {self._algorithm} differs).")
 
 
 def version_of(node: Json, run: str = "") -> Version:
@@ -210,12 +215,11 @@ def _file(client: Client, urls: Urls, path: str, entry: Json) -> File:
     ref = str(entry.get("ref") or "")
     if ref:
         return File(path, None, size, ref=ref, digest=digest)
+    algorithm = digests.algorithm(entry.get("extra"))
+    md5 = digest if algorithm == digests.MD5 else ""
     if urls.complete and path not in urls.known:
-        return File(path, None, size, md5=digest, digest=digest, gone="W&B has no bytes for it")
-    extra = entry.get("extra")
-    plain = not isinstance(extra, dict) or extra.get("alg", "MD5") == "MD5"
-    md5 = digest if plain else ""
-    return File(path, opener(client, urls, path, size, md5), size, md5=md5, digest=digest)
+        return File(path, None, size, md5=md5, digest=digest, gone="W&B has no bytes for it")
+    return File(path, opener(client, urls, path, size, digest, algorithm), size, md5=md5, digest=digest)
 
 
 def _aliases(node: Json, name: str, project: str) -> tuple[str, ...]:
@@ -239,12 +243,3 @@ def _read(client: Client, url: str) -> bytes:
     if len(found) > LARGEST_MANIFEST:
         raise BadData(f"its manifest has more than {LARGEST_MANIFEST >> 20} MiB.")
     return found
-
-
-def _hex(md5: str) -> str:
-    """An MD5 as W&B has it, in base64; "" for what is none, and is not checked."""
-    try:
-        found = base64.b64decode(md5, validate=True)
-    except ValueError:
-        return ""
-    return found.hex() if len(found) == hashlib.md5(usedforsecurity=False).digest_size else ""

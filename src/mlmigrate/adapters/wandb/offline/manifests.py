@@ -36,11 +36,12 @@ def _entries(lines: BinaryIO) -> Iterator[Entry]:
         if not isinstance(told, dict):
             raise ValueError("no object")  # noqa: TRY004  as what is no JSON at all
         texts = {name: value for name, value in told.items() if isinstance(value, str)}
-        size = told.get("size")
+        size, extra = told.get("size"), told.get("extra")
         yield Entry(
             texts.get("path", ""),
             texts.get("digest", ""),
             size if isinstance(size, int) else None,
             texts.get("local_path", ""),
             texts.get("ref", ""),
+            extra if isinstance(extra, dict) else {},
         )

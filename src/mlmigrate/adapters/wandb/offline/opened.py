@@ -10,6 +10,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from mlmigrate.adapters.wandb import digests
 from mlmigrate.adapters.wandb.datalog.reader import Log
 from mlmigrate.adapters.wandb.datalog.state import Entry, Logged
 from mlmigrate.adapters.wandb.moments import milliseconds
@@ -130,12 +131,16 @@ class OfflineRun:
     def _file(self, entry: Entry) -> File:
         if entry.ref:
             return File(entry.path, size=entry.size, ref=entry.ref, digest=entry.digest)
-        found = self._stores.find(entry.local_path, entry.digest, entry.size)
+        algorithm = digests.algorithm(entry.extra)
+        found = self._stores.find(entry.local_path, entry.digest, entry.size, algorithm)
+        md5 = entry.digest if algorithm == digests.MD5 else ""
         if found is None:
             at = entry.local_path or "no place that the log names"
             because = f"its bytes are neither at {at} nor in the SDK's folders"
-            return File(entry.path, size=entry.size, md5=entry.digest, gone=because)
-        return File(entry.path, opener(found.path, found.size, found.version), found.size, entry.digest)
+            if digests.hasher(algorithm) is None:
+                because = f"nothing here can tell whether bytes are its own, by {algorithm[:40]!r}"
+            return File(entry.path, size=entry.size, md5=md5, gone=because)
+        return File(entry.path, opener(found.path, found.size, found.version), found.size, md5)
 
     def _gone(self, files: Sequence[File]) -> Iterator[File]:
         """Files that the log names and nobody finds."""

@@ -3,17 +3,15 @@
     1. where its manifest says            a user's own file, the SDK's staging folder, or our own folder of artifacts
     2. artifacts/ of the folder read      when it was moved since
     3. the SDK's staging folder           $WANDB_DATA_DIR/artifacts/staging/<name>
-    4. the SDK's cache                    $WANDB_CACHE_DIR/artifacts/obj/md5/<aa>/<rest of the md5>
+    4. the SDK's cache                    $WANDB_CACHE_DIR/artifacts/obj/<md5 or xxh128>/<aa>/<rest of the digest>
     5. folders that a person names        by any of these names
 
-Whatever lies there counts only when its md5 is that of the manifest.
+Whatever lies there counts only when its digest is that of the manifest.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
 import os
 import stat
 import threading
@@ -21,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from mlmigrate.adapters.wandb import digests
 from mlmigrate.errors import MigrateError
 from mlmigrate.storage.slices import open_slice, version_of
 
@@ -45,7 +44,7 @@ class Stores:
     staging: Path
     cache: Path
     others: tuple[Path, ...] = ()
-    _md5s: dict[tuple[str, str], str] = field(default_factory=dict)  # (path, version) -> md5
+    _digests: dict[tuple[str, str, str], str] = field(default_factory=dict)  # (path, version, algorithm) -> digest
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -53,18 +52,18 @@ class Stores:
         """The places as one side's environment names them."""
         data, cache = _folder(env, "WANDB_DATA_DIR", "data"), _folder(env, "WANDB_CACHE_DIR", "cache")
         more = tuple(Path(one.removeprefix("file://")).expanduser() for one in others if "://" not in one[7:])
-        return cls(folder / OWN, data / "artifacts" / "staging", cache / "artifacts" / "obj" / "md5", more)
+        return cls(folder / OWN, data / "artifacts" / "staging", cache / "artifacts" / "obj", more)
 
-    def find(self, local: str, md5: str, size: int | None) -> Bytes | None:
+    def find(self, local: str, digest: str, size: int | None, algorithm: str = digests.MD5) -> Bytes | None:
         """The bytes of a manifest's entry: those that lie at `local`, or wherever else they are. None: gone."""
-        for path in self._candidates(local, md5):
+        for path in self._candidates(local, digest, algorithm):
             found = _seen(path)
             right_size = found is not None and size in (None, 0, found.size)
-            if found is not None and right_size and self._md5(found) == md5:
+            if found is not None and right_size and self._digest(found, algorithm) == digest:
                 return found
         return None
 
-    def _candidates(self, local: str, md5: str) -> Iterator[Path]:
+    def _candidates(self, local: str, digest: str, algorithm: str) -> Iterator[Path]:
         names = _names(local)
         if local and Path(local).is_absolute():
             yield Path(local)
@@ -73,23 +72,24 @@ class Stores:
             yield self.own.joinpath(*below)
         if names:
             yield self.staging / names[-1]
-        cached = _hex(md5)
+        plain = digests.of_base64(digest).hex()
+        cached = Path(algorithm.lower(), plain[:2], plain[2:]) if plain and digests.hasher(algorithm) else None
         if cached:
-            yield self.cache / cached[:2] / cached[2:]
+            yield self.cache / cached
         for other in self.others:
             if names:
                 yield from (other / names[-1], other / "staging" / names[-1], other / OWN / "staging" / names[-1])
             if cached:
-                yield other / OWN / "obj" / "md5" / cached[:2] / cached[2:]
+                yield other / OWN / "obj" / cached
 
-    def _md5(self, found: Bytes) -> str:
-        key = str(found.path), found.version
+    def _digest(self, found: Bytes, algorithm: str) -> str:
+        key = str(found.path), found.version, algorithm
         with self._lock:
-            known = self._md5s.get(key)
+            known = self._digests.get(key)
         if known is None:
-            known = _md5_of(found)
+            known = _digest_of(found, algorithm)
             with self._lock:
-                self._md5s[key] = known
+                self._digests[key] = known
         return known
 
 
@@ -107,15 +107,6 @@ def _names(local: str) -> list[str]:
     return [name for name in pure.parts if name not in {"..", ".", "/"} and "\0" not in name]
 
 
-def _hex(md5: str) -> str:
-    """The md5 of 24 characters as 32 digits; "" for what is none."""
-    try:
-        raw = base64.b64decode(md5, validate=True)
-    except (binascii.Error, ValueError):
-        return ""
-    return raw.hex() if len(raw) == 16 else ""  # noqa: PLR2004  bytes of an md5
-
-
 def _seen(path: Path) -> Bytes | None:
     try:
         real = Path(os.path.realpath(path, strict=True))
@@ -125,9 +116,11 @@ def _seen(path: Path) -> Bytes | None:
     return Bytes(real, found.st_size, version_of(found)) if stat.S_ISREG(found.st_mode) else None
 
 
-def _md5_of(found: Bytes) -> str:
-    """Base64 as manifests have it; "" when it cannot be read as it was."""
-    digest = hashlib.md5(usedforsecurity=False)
+def _digest_of(found: Bytes, algorithm: str) -> str:
+    """Base64 as manifests have it; "" when it cannot be read as it was, or nothing here makes such digests."""
+    digest = digests.hasher(algorithm)
+    if digest is None:
+        return ""
     try:
         with open_slice(found.path, 0, found.size, found.version) as stream:
             while chunk := stream.read(_CHUNK):
