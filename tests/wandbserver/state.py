@@ -9,7 +9,7 @@ from .store import Artifact, Collection, File, Project, Run, Store
 
 
 def told(store: Store) -> dict[str, Any]:
-    """Runs, artifacts and collections by their paths; blobs by md5 with their size."""
+    """Runs, artifacts and collections by their paths, and by their client ids; blobs by md5 with their size."""
     projects = [project for held in store.entities.values() for project in held.values()]
     return {
         "projects": {project.path: _project(project) for project in projects},
@@ -17,6 +17,8 @@ def told(store: Store) -> dict[str, Any]:
         "artifacts": {_path(one): _artifact(one) for one in store.artifacts.values() if one.state == "COMMITTED"},
         "pending": {one.id: _artifact(one) for one in store.artifacts.values() if one.state == "PENDING"},
         "collections": {_at(one): _collection(one) for one in store.collections.values()},
+        "clients": {client: _path(one) for client, one in store.clients.items() if one.state == "COMMITTED"},
+        "sequences": {client: _at(one) for client, one in store.sequence_clients.items()},
         "blobs": {md5: len(data) for md5, data in store.blobs.items()},
     }
 

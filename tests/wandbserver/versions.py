@@ -65,6 +65,8 @@ def _sequence(world: World, project: Project, name: str | None, given: dict[str,
     client = given.get("sequenceClientID")
     if name is None and client in world.store.sequence_clients:
         return world.store.sequence_clients[client]
+    if client in world.store.sequence_clients and world.store.sequence_clients[client].name != name:
+        raise Refused(f"sequence client id {client} is another artifact's", 409)
     if name is None or not _NAME.fullmatch(name):
         raise Refused(f"invalid artifact name {name!r}")
     found = _collection(world, project, name, kind, portfolio=False)
@@ -127,7 +129,10 @@ def _fill(artifact: Artifact, given: dict[str, Any]) -> None:
 
 
 def _register(world: World, given: dict[str, Any], artifact: Artifact) -> None:
+    """Client ids are made up by clients, and each names one version for ever."""
     if given.get("clientID"):
+        if world.store.clients.get(given["clientID"], artifact) is not artifact:
+            raise Refused(f"client id {given['clientID']} is another artifact's", 409)
         artifact.client = given["clientID"]
         world.store.clients[given["clientID"]] = artifact
 

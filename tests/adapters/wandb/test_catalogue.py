@@ -252,6 +252,9 @@ class Bare:
 
     events = history
 
+    def called(self, named):
+        return self.run.logged
+
 
 class TestArtifactsOfNoRun:
     LOOSE = Version("raw", "dataset", "v0", "team", "vision", "d0")

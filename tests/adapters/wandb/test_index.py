@@ -70,6 +70,7 @@ FULL = WandbRun(
             9,
             "3kx9",
             "PENDING",
+            (("abc", "def"), ("ghi", "")),
             files=(File("w.bin", opener(b"yz"), 2, "m=="), File("far", ref="s3://bucket/far", digest="etag", size=7)),
         ),
     ),

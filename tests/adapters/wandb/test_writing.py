@@ -96,6 +96,9 @@ class Stored:
     def events(self):
         yield from self._events
 
+    def called(self, named):
+        return self.run.logged
+
 
 def homes(*experiments: Experiment, project: str = "") -> Homes:
     found = Homes("team", project)
@@ -492,6 +495,9 @@ class Own:
 
     def events(self):
         yield from_lines(EVENTS)
+
+    def called(self, named):
+        return self.run.logged
 
 
 def neutral(ms: bool = False, make_: type[Own] = Own) -> Held:

@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from mlmigrate.adapters.wandb import blocks, index, natives, restored
 from mlmigrate.adapters.wandb.catalogue import Told
+from mlmigrate.adapters.wandb.clients import Named
 from mlmigrate.adapters.wandb.options import Options
 from mlmigrate.adapters.wandb.provenance import HISTORY_JSONL, RUN_JSON, STEP, Provenance
 from mlmigrate.adapters.wandb.shape import Block, File, Opened, Opener, WandbRun
@@ -44,6 +45,7 @@ class _One:
 
     spool   the file of values that are no numbers, made by whoever saw the history first; None before that
     seen    what that history held
+    named   the versions that its values name
     told    its losses that were passed on
     """
 
@@ -54,6 +56,7 @@ class _One:
     neutral: Run | None
     spool: Path | None = None
     seen: natives.Seen = field(default_factory=natives.Seen)
+    named: Named = field(default_factory=Named)
     told: Counter[Loss] = field(default_factory=Counter)
 
     @property
@@ -180,15 +183,15 @@ class WandbReading:
             yield seen.look
             one.seen = seen
             return
-        path = self._file()
+        path, named = self._file(), Named()
         with path.open("wb") as file:
 
             def take(block: Block) -> None:
                 seen.look(block)
-                file.writelines(index.lines(block))
+                file.writelines(named.through(index.lines(block)))
 
             yield take
-        one.spool, one.seen = path, seen
+        one.spool, one.seen, one.named = path, seen, named
 
     def _file(self) -> Path:
         if self._folder is None:
@@ -206,7 +209,9 @@ class WandbReading:
             if because:
                 told.gone[path] = because[0]
         yield from self._values(one)
-        told.run = replace(told.run, alone=tuple(natives.alone(one.run.summary, one.seen)))
+        one.named.take(one.run.summary)
+        alone = tuple(natives.alone(one.run.summary, one.seen))
+        told.run = replace(told.run, alone=alone, logged=one.opened.called(one.named))
         yield Artifact(one.ref.id, RUN_JSON, lambda: BytesIO(told.encoded()), values=True)
 
     def _values(self, one: _One) -> Iterator[Artifact]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from mlmigrate.model import Loss
+
+if TYPE_CHECKING:
+    from mlmigrate.adapters.wandb.clients import Named
 
 Opener = Callable[[], AbstractContextManager[BinaryIO]]
 
@@ -80,7 +83,8 @@ class Version:
     """A version of an artifact. `name` is its collection's; `version` "v3", of one that is to be made the number that
     it had where it came from; `digest` that of its manifest.
 
-    `project` and `entity` are where it lives; `run` is the id of the run that logged it ("" for none).
+    `project` and `entity` are where it lives; `run` is the id of the run that logged it ("" for none); `clients` the
+    ids by which values name it, see clients.py.
     """
 
     name: str
@@ -97,6 +101,7 @@ class Version:
     created: int | None = None
     run: str = ""
     state: str = "COMMITTED"
+    clients: tuple[tuple[str, str], ...] = ()
     files: tuple[File, ...] = ()
 
 
@@ -167,6 +172,9 @@ class Opened(Protocol):
 
     def events(self) -> Iterator[Block]:
         """System metrics; their keys are without the leading "system."."""
+
+    def called(self, named: Named) -> tuple[Version, ...]:
+        """The logged versions, with the ids by which the values that were looked at name them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,6 +187,8 @@ class _Sorting:
         empty = not files and had.digest in digests.empty()  # one of another digest had files that nobody told of
         if not (there or empty) or key in self.trees:
             same = key in self.trees
+            if same:
+                self._known_as(name, digest, had)
             self._lose(what, "another version has the same files" if same else "the bytes of its files are not there")
             return
         if gone:
@@ -198,6 +200,13 @@ class _Sorting:
             self.digests[name, had.digest] = digest
         for place in places:
             self.left.pop(place.path, None)
+
+    def _known_as(self, name: str, digest: str, had: Version) -> None:
+        """A version that is made already has these ids, too."""
+        for n, one in enumerate(self.logged):
+            if (one.name, one.digest) == (name, digest):
+                more = tuple(pair for pair in had.clients if pair not in one.clients)
+                self.logged[n] = replace(one, clients=(*one.clients, *more))
 
     def _rehomed(self, had: Version, name: str, kind: str, digest: str, files: tuple[File, ...]) -> Version:
         return replace(

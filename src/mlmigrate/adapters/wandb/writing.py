@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from mlmigrate.adapters.wandb import index, moments, names, trees
 from mlmigrate.adapters.wandb.blocks import MARK, neutral
+from mlmigrate.adapters.wandb.clients import Named
 from mlmigrate.adapters.wandb.limits import LIMITS
 from mlmigrate.adapters.wandb.natives import numbers_of
 from mlmigrate.adapters.wandb.options import Options
@@ -283,10 +284,10 @@ class WandbPlace:
         file = draft.files.get(HISTORY_JSONL)
         if file is None or file.open is None:
             return True
-        exact, gone = _are_exact(draft.points, native), Counter[str]()
+        exact, gone, named = _are_exact(draft.points, native), Counter[str](), Named()
         try:
             with file.open() as stream:
-                for step, time, runtime, name, text in index.values(stream):
+                for step, time, runtime, name, text in index.values(named.through(stream)):
                     key = _called(name, text, draft.points.counts)
                     if key is None:
                         gone[name] += 1
@@ -297,6 +298,10 @@ class WandbPlace:
             return False
         for name, count in gone.items():
             self._lose(draft, f"metric {name!r}", f"it is not there under this name: {count} exact values are left out")
+        named.take(native.summary)
+        if strangers := named.strangers(native.logged):
+            because = "they show versions by ids that only the W&B server knows which they came from"
+            self._lose(draft, f"values that name {strangers} versions of artifacts", because)
         return True
 
     def _lose(self, draft: _Draft, what: str, because: str) -> None:

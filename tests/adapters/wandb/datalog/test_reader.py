@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import wandblogs
 from mlmigrate.adapters.wandb.datalog import columns, state
 from mlmigrate.adapters.wandb.datalog.reader import Log
 from mlmigrate.adapters.wandb.datalog.scan import Unusual
@@ -407,6 +408,42 @@ def test_environment_metrics_files_and_artifacts_are_told(plain, tmp_path):
         ("r", "e", None, "", "s3://b/k", {"etag": "q"}),
     ]
     assert [loss.what for loss in log.losses] == ["alert 'help' of run-a.wandb"]
+
+
+def test_what_was_logged_again_is_one_version_with_all_its_names(tmp_path):
+    def logged(aliases, client, metadata="", name="net", digest="d"):
+        told = {"metadata": metadata, "aliases": aliases, "client_id": client, "sequence_client_id": f"s{client}"}
+        return wandblogs.artifact(name, "model", {"w": ("abc=", 3, f"/x/{client}")}, run_id="a", digest=digest, **told)
+
+    used = logged([], "u")
+    used.artifact.user_created = used.artifact.use_after_commit = True
+    records = [
+        logged(["one"], "1"),
+        logged(["two"], "2"),
+        logged(["one", "latest"], "3"),
+        logged([], "4", metadata='{"k": 1}'),
+        logged([], "5", name="other"),
+        logged([], "6", digest="e"),
+        used,
+    ]
+    wandblogs.write(tmp_path / "run-a.wandb", [wandblogs.header(), wandblogs.run("a"), *records, wandblogs.exit_()])
+    run = Log(tmp_path / "run-a.wandb").run
+    assert [(one.aliases, one.clients) for one in run.logged] == [
+        (("one", "two", "latest"), (("1", "s1"), ("2", "s2"), ("3", "s3"))),
+        ((), (("4", "s4"),)),
+        ((), (("5", "s5"),)),
+        ((), (("6", "s6"),)),
+    ]
+    assert [one.clients for one in run.used] == [()]
+
+
+@pytest.mark.parametrize(("of", "what"), [("other", "history until _step=3"), ("a", "rewound to _step=3")])
+def test_a_run_that_goes_on_from_a_point_of_another_says_so(tmp_path, of, what):
+    begun = wandblogs.run("a")
+    point = begun.run.branch_point
+    point.run, point.metric, point.value = of, "_step", 3
+    wandblogs.write(tmp_path / "run-a.wandb", [wandblogs.header(), begun, wandblogs.exit_()])
+    assert [loss.what.removesuffix(" of run-a.wandb") for loss in Log(tmp_path / "run-a.wandb").losses] == [what]
 
 
 def test_an_empty_file_tells_nothing_and_says_so(tmp_path):

@@ -20,9 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlmigrate.adapters.wandb import digests
+from mlmigrate.adapters.wandb import clients, digests
 from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
+from mlmigrate.adapters.wandb.api.named import named_by, where_is
 from mlmigrate.adapters.wandb.api.pages import all_pages, nodes
 from mlmigrate.adapters.wandb.api.stream import Where
 from mlmigrate.adapters.wandb.api.uploads import Bytes, base64_of, measured, of_data, part_of, put, send
@@ -55,12 +56,17 @@ _NUMBER = re.compile(r"v\d+")  # aliases that W&B gives itself
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A version on the server. `untagged`: the server has no tags for versions."""
+    """A version on the server.
+
+    untagged  the server has no tags for versions
+    unnamed   how many of the ids by which values name it mean another version there
+    """
 
     id: str
     name: str
     digest: str
     untagged: bool = False
+    unnamed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +132,17 @@ class Artifacts:
             turn = self._turns.setdefault(key, threading.Lock())
         with turn:
             digest = given.digest
-            artifact = self._create(given, digest)
+            (called, *others), unnamed = self._clients(given, digest)
+            artifact = self._create(given, digest, *called)
             if artifact["state"] != "COMMITTED":
                 self._fill(given, artifact)
                 self._commit(given, artifact["id"])
+            for also in others:  # it was logged more than once: the answer is the same version
+                self._create(given, digest, *also)
             self._settle_aliases(given, artifact["id"])
         self.made[given.where.project, given.version.name, digest] = artifact["id"]
-        return Made(artifact["id"], given.version.name, digest, bool(given.version.tags) and TAGS in self.lacks)
+        untagged = bool(given.version.tags) and TAGS in self.lacks
+        return Made(artifact["id"], given.version.name, digest, untagged, unnamed)
 
     def use(self, where: Where, artifact: str) -> None:
         """The run has read this version."""
@@ -187,11 +197,29 @@ class Artifacts:
             for node in nodes(page):
                 yield f"v{node.get('versionIndex')}", node
 
-    def _create(self, given: Draft, digest: str) -> dict[str, Any]:
+    def _clients(self, given: Draft, digest: str) -> tuple[list[tuple[str, str]], int]:
+        """The ids of the version and of its collection, as often as it was logged, and how many ids others have.
+
+        Those that values name it by, where they are free; else ones of ours, always the same.
+        """
+        version, home = given.version, (given.where.entity, given.where.project)
+        sequence = _client_id(*home, version.type, version.name)
+        own = _client_id(*home, given.run or "", version.type, version.name, digest), sequence
+        wanted = clients.sound(version.clients)
+        if not wanted:
+            return [own], 0
+        try:
+            taken = named_by(self.client, [client for client, _ in wanted])
+        except Unsupported:
+            return [own], len(wanted)
+        here = (*home, version.name, digest)
+        mine = {id_ for id_ in set(taken.values()) if where_is(self.client, id_) == here}
+        free = [(one, whole or sequence) for one, whole in wanted if one not in taken or taken[one] in mine]
+        return free or [own], len(wanted) - len(free)
+
+    def _create(self, given: Draft, digest: str, id_: str, sequence: str) -> dict[str, Any]:
         version, where = given.version, given.where
         aliases = [one for one in version.aliases if not _NUMBER.fullmatch(one)]
-        id_ = _client_id(where.entity, where.project, given.run or "", version.type, version.name, digest)
-        sequence = _client_id(where.entity, where.project, version.type, version.name)
         sent: dict[str, Any] = {
             "entityName": where.entity,
             "projectName": where.project,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
@@ -18,6 +18,7 @@ from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.histories import FEW_EVENTS, History, Told, Where, events, inline, run_of
+from mlmigrate.adapters.wandb.api.named import named_by
 from mlmigrate.adapters.wandb.api.pages import Untold, all_pages, held, hidden, next_page, nodes
 from mlmigrate.adapters.wandb.api.told import Listed, as_json, whole, with_environment
 from mlmigrate.adapters.wandb.api.versions import (
@@ -28,6 +29,7 @@ from mlmigrate.adapters.wandb.api.versions import (
     producer_of,
     version_of,
 )
+from mlmigrate.adapters.wandb.clients import Named
 from mlmigrate.adapters.wandb.shape import Block, File, Opener, Version
 from mlmigrate.errors import BadData, MigrateError, NotFound, Refused
 from mlmigrate.model import Loss
@@ -64,6 +66,7 @@ class OnlineRun:
     def __init__(self, client: Client, where: Where, listed: Listed, answer: Json, losses: list[Loss]) -> None:
         self._client, self._where, self._listed = client, where, listed
         self.losses = losses
+        self.ids: Sequence[str] = ()  # W&B's own, of what it logged
         self._events = whole(answer.get("eventsLineCount"))
         self._early_events: Sequence[str] | None = answer.get("events")
         lines = whole(answer.get("historyLineCount"))
@@ -83,6 +86,15 @@ class OnlineRun:
             return iter(())
         return events(self._client, self._where, self._events, early, self.losses)
 
+    def called(self, named: Named) -> tuple[Version, ...]:
+        """What it logged, with the ids by which rows and summary name it. An older server does not tell them."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        with suppress(Unsupported):
+            for client, id_ in named_by(self._client, list(named.clients)).items():
+                found.setdefault(id_, []).append((client, named.clients[client]))
+        logged = zip(self.ids, self.run.logged, strict=True)
+        return tuple(replace(version, clients=tuple(found.get(id_, ()))) for id_, version in logged)
+
 
 def open_run(client: Client, listed: Listed, sweep: Json | None = None) -> OnlineRun:
     """Looks at a run. Raises NotFound where it is gone."""
@@ -96,6 +108,7 @@ def open_run(client: Client, listed: Listed, sweep: Json | None = None) -> Onlin
     used = _versions(client, where, answer, "used", losses)
     console = _console(client, where, answer, files)
     told = opened.run if run.metadata else with_environment(opened.run, _metadata(files), listed.beat)
+    opened.ids = [str(node.get("id")) for node in logged]
     opened.run = replace(
         told,
         files=(*files, *console),

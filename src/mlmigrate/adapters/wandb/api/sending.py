@@ -209,6 +209,9 @@ class Sending:
         if made.untagged:
             shown = f"tags {', '.join(version.tags)} of the artifact {version.name}"
             self.losses.append(Loss(where.id, shown, "this W&B server has none for artifacts"))
+        if made.unnamed:
+            shown = f"artifact {version.name} as values show it"
+            self.losses.append(Loss(where.id, shown, "W&B has another version under the id that they name it by"))
         return made
 
     def _stream_history(self, stream: Stream, sheet: Sheet, start: int) -> tuple[list[bytes] | None, tuple[int, int]]:

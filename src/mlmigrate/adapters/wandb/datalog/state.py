@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from mlmigrate.adapters.wandb.datalog import ends
-from mlmigrate.adapters.wandb.datalog.messages import Json, Message, json_format, pb
+from mlmigrate.adapters.wandb.datalog.messages import Json, Message, has, json_format, pb
 from mlmigrate.adapters.wandb.datalog.scan import SUMMARY, Unusual, scan
 from mlmigrate.adapters.wandb.moments import dated
 from mlmigrate.adapters.wandb.shape import Version, WandbRun
@@ -57,6 +57,7 @@ class State:
         self._tell = tell
         self.record: Message = pb.RunRecord()
         self.artifacts: list[Logged] = []
+        self._logged: dict[tuple[str, str], int] = {}  # name, digest -> its place among the artifacts
         self.files: dict[str, None] = {}
         self._config: dict[str, Json] = {}
         self._summary: dict[Path, str] = {}
@@ -137,7 +138,17 @@ class State:
         self._take_telemetry(run.telemetry)
         if run.tags:
             del self.record.tags[:]
+        if has(run, "branch_point") and run.HasField("branch_point"):
+            self._branched(run)
         self.record.MergeFrom(run)
+
+    def _branched(self, run: Message) -> None:
+        """It goes on from a point of another run, or from an earlier one of its own."""
+        at = f"{run.branch_point.metric}={run.branch_point.value:g}"
+        if run.branch_point.run == run.run_id:
+            self._tell(f"rewound to {at}", "rows of its earlier logs after that count no more for W&B: they are kept")
+        else:
+            self._tell(f"history until {at}", f"the run was forked from {run.branch_point.run!r}, which has these rows")
 
     def _take_config(self, config: Message) -> None:
         for item in config.update:
@@ -190,7 +201,17 @@ class State:
         self._preempting = True
 
     def _take_artifact(self, artifact: Message) -> None:
-        self.artifacts.append(_logged(artifact, _value(artifact.metadata or "{}")))
+        """W&B makes no second version of what it has: logged again, the first one gets the aliases."""
+        found = _logged(artifact, _value(artifact.metadata or "{}"))
+        version = found.version
+        at = None if found.used else self._logged.setdefault((version.name, version.digest), len(self.artifacts))
+        if at is None or at == len(self.artifacts) or not _same(self.artifacts[at], found):
+            self.artifacts.append(found)
+            return
+        first = self.artifacts[at].version
+        aliases = tuple(dict.fromkeys((*first.aliases, *version.aliases)))
+        both = replace(first, aliases=aliases, clients=(*first.clients, *version.clients))
+        self.artifacts[at] = replace(self.artifacts[at], version=both)
 
     def _take_use_artifact(self, use: Message) -> None:
         name, _, version = use.name.partition(":")
@@ -301,6 +322,7 @@ def _logged(artifact: Message, metadata: Json) -> Logged:
         tags=tuple(getattr(artifact, "tags", ())),
         ttl=getattr(artifact, "ttl_duration_seconds", 0) or None,
         run="" if artifact.user_created else artifact.run_id,
+        clients=_clients(artifact),
     )
     manifest = artifact.manifest
     return Logged(
@@ -312,6 +334,18 @@ def _logged(artifact: Message, metadata: Json) -> Logged:
         distributed=artifact.distributed_id,
         client_id=artifact.client_id,
     )
+
+
+def _same(one: Logged, other: Logged) -> bool:
+    """Whether two of one name and digest are one version: equal but for how it is called, and where its files lay."""
+    plain = [replace(it.version, clients=(), aliases=()) for it in (one, other)]
+    files = [[(entry.path, entry.digest, entry.size, entry.ref) for entry in it.entries] for it in (one, other)]
+    return bool(one.version.digest) and plain[0] == plain[1] and files[0] == files[1] and not one.incremental
+
+
+def _clients(artifact: Message) -> tuple[tuple[str, str], ...]:
+    logged = artifact.client_id and not artifact.user_created
+    return ((artifact.client_id, artifact.sequence_client_id),) if logged else ()
 
 
 def _entry(entry: Message) -> Entry:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mlmigrate.adapters.wandb import digests
+from mlmigrate.adapters.wandb import clients, digests
 from mlmigrate.adapters.wandb.datalog import wire
 from mlmigrate.adapters.wandb.datalog.framing import Frames
 from mlmigrate.adapters.wandb.datalog.messages import MIN_CONSUMER, Json, Message, has, json_format, pb, producer, utf8
@@ -98,8 +98,9 @@ class LogWriter:
             self._put(files=pb.FilesRecord(files=items))
 
     def artifact(self, version: Version, entries: Sequence[Entry]) -> None:
-        """An artifact that the run made. The entries' local paths must stay until the log is synced."""
-        self._put(artifact=self._artifact(version, entries))
+        """An artifact that the run made, as often as it did. Its entries' local paths must stay until it is synced."""
+        for pair in clients.sound(version.clients) or [("", "")]:
+            self._put(artifact=self._artifact(version, entries, *pair))
 
     def use(self, version: Version, entries: Sequence[Entry] = ()) -> None:
         """An artifact that the run read. W&B finds the one with the same entries; it makes it where there is none.
@@ -124,7 +125,7 @@ class LogWriter:
         done = code is not None
         self._put(exit=pb.RunExitRecord(exit_code=_int32(code or 0), runtime=seconds, not_complete=not done))
 
-    def _artifact(self, version: Version, entries: Sequence[Entry]) -> Message:
+    def _artifact(self, version: Version, entries: Sequence[Entry], client: str = "", sequence: str = "") -> Message:
         run = self._run
         place = (version.entity or run.entity, version.project or run.project)
         digest = version.digest or manifest_digest(entries)
@@ -140,8 +141,8 @@ class LogWriter:
             aliases=version.aliases,
             manifest=_manifest(entries),
             finalize=True,
-            client_id=_id(*place, version.name, digest, run.id),
-            sequence_client_id=_id(*place, version.type, version.name),
+            client_id=client or _id(*place, version.name, digest, run.id),
+            sequence_client_id=sequence or _id(*place, version.type, version.name),
         )
         for name, value in (("tags", version.tags), ("digest_algorithm", "MANIFEST_MD5")):
             if value and has(record, name):

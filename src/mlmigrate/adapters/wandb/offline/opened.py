@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from mlmigrate.adapters.wandb import digests
+from mlmigrate.adapters.wandb.clients import Named
 from mlmigrate.adapters.wandb.datalog.reader import Log
 from mlmigrate.adapters.wandb.datalog.state import Entry, Logged
 from mlmigrate.adapters.wandb.moments import milliseconds
@@ -106,6 +107,10 @@ class OfflineRun:
         for log in self._logs:
             yield from log.events()
         self._tell()
+
+    def called(self, named: Named) -> tuple[Version, ...]:  # noqa: ARG002  the log has told of all
+        """What it logged, with the ids that the log tells."""
+        return self.run.logged
 
     def _tell(self) -> None:
         """Passes on what the logs lost since they were asked last."""

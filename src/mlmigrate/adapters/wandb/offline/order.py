@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from mlmigrate.adapters.wandb.offline.folders import PARTS
 from mlmigrate.adapters.wandb.offline.marks import Whole
 
 _OLD = 86_400  # seconds after which nobody writes a part any more
@@ -39,13 +42,16 @@ def write(root: Path, runs: Sequence[Whole]) -> None:
     found = turns(sorted(runs, key=lambda one: one.folder.name))
     width = len(str(len(found)))
     names = [f"sync-{n:0{width}}.txt" for n in range(1, len(found) + 1)]
-    for name, turn in zip(names, found, strict=True):
-        part = root / f"{name}.part"
-        part.write_text("".join(f"{one.folder.absolute()}\n" for one in turn), encoding="utf-8")
-        os.replace(part, root / name)  # noqa: PTH105  whole, or not at all
+    parts = root / PARTS
+    parts.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parts) as own:  # another command may write lists here at the same moment
+        for name, turn in zip(names, found, strict=True):
+            part = Path(own, name)
+            part.write_text("".join(f"{one.folder.absolute()}\n" for one in turn), encoding="utf-8")
+            os.replace(part, root / name)  # noqa: PTH105  whole, or not at all
     for file in root.glob("sync-*.txt"):
         if file.name not in names:
-            file.unlink()
+            file.unlink(missing_ok=True)
 
 
 def sweep(parts: Path) -> None:
@@ -53,5 +59,6 @@ def sweep(parts: Path) -> None:
     if not parts.is_dir():
         return
     for one in parts.iterdir():
-        if one.stat().st_mtime < time.time() - _OLD:
-            shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another command has just ended with it
+            if one.stat().st_mtime < time.time() - _OLD:
+                shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
