@@ -134,7 +134,9 @@ def of_code(code: str, status: int, place: str, why: str = "") -> MigrateError: 
     if code in CHANGED or status == 412:  # noqa: PLR2004  as above
         return Changed(f"{place} was written by somebody else meanwhile.", "Run the same command again.")
     if status in (401, 403):
-        return Refused(f"{place}: these credentials may not do that ({code or status}).", "Ask for that right.")
+        expired = "" if code and not code.isdigit() else ", or have expired"  # the answer to a HEAD does not say which
+        hint = f"Ask for that right{', or renew them' if expired else ''}."
+        return Refused(f"{place}: these credentials may not do that{expired} ({code or status}).", hint)
     if status == 404:  # noqa: PLR2004  as above
         return NotFound(f"{place}: it is not there.")
     if code in AWAY or not 400 <= status < 500 or status in (408, 425, 429):  # noqa: PLR2004  as above

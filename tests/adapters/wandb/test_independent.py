@@ -272,7 +272,8 @@ class TestInMlflow:
             ((start, end),) = world.ask(query, world.in_mlflow(id_))
             times = [ms(row["_timestamp"]) for row in run["rows"]] or [start]
             assert start <= min(times), id_
-            assert end >= max(times) - 1000, id_  # W&B tells the runtime in whole seconds
+            # W&B tells the runtime in whole seconds, and counts it from when its helper process began to take part
+            assert end >= max(times) - 5000, id_
 
     def test_used_datasets_are_inputs(self, world):
         query = (
