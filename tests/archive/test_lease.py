@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 
 import pytest
 
@@ -10,6 +11,8 @@ from mlmigrate.archive.lease import ArchiveInUse, Lease
 from mlmigrate.errors import Unavailable
 from mlmigrate.storage.bucket import BucketStorage
 from mlmigrate.storage.folder import FolderObjects
+
+NOBODY = 1 << 22  # no Linux gives so high a pid
 
 
 @pytest.fixture
@@ -51,14 +54,31 @@ def test_a_try_in_vain_is_not_taken_for_another_writer(storage, monkeypatch, at,
     assert writers(storage) == []
 
 
+def test_a_sign_of_life_under_way_does_not_outlive_who_gives_it(storage, monkeypatch):
+    mine = Lease(storage, "export")
+    mine.take()
+    releasing, put = threading.Thread(target=mine.release), FolderObjects.put
+
+    def meanwhile(*args, **kwargs):
+        releasing.start()
+        releasing.join(0.5)  # it has to wait for us
+        return put(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderObjects, "put", meanwhile)
+        mine._beat()
+    releasing.join()
+    assert writers(storage) == []
+
+
 def test_this_process_is_alive_and_one_that_never_was_is_not():
     assert lease.started(os.getpid()) > 0
-    assert lease.started(4_190_000) == 0
+    assert lease.started(NOBODY) == 0
     assert lease.started(0) == 0
 
 
 def test_a_holder_elsewhere_is_never_taken_for_gone():
     mine = Lease(None, "export")._mine
-    there = lease.Holder("n", "host", "another machine", 4_190_000, 5, "", "export")
-    here = lease.Holder("n", "host", lease.machine(), 4_190_000, 5, "", "export")
+    there = lease.Holder("n", "host", "another machine", NOBODY, 5, "", "export")
+    here = lease.Holder("n", "host", lease.machine(), NOBODY, 5, "", "export")
     assert (mine.gone, there.gone, here.gone) == (False, False, True)

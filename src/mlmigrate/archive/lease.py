@@ -70,6 +70,7 @@ class Lease:
         self._name = ""
         self._alive = self._lost = False
         self._end = threading.Event()
+        self._beating = threading.Lock()
         self._seen = time.monotonic()
 
     def take(self) -> None:
@@ -102,10 +103,11 @@ class Lease:
     def release(self) -> None:
         """Others may write."""
         self._end.set()
-        if self._name and not self._lost:
-            with suppress(MigrateError):  # the store is away: it grows stale by itself
-                self._storage.delete_files([self._name])
-        self._name = ""
+        with self._beating:  # a sign of life under way would write it anew
+            if self._name and not self._lost:
+                with suppress(MigrateError):  # the store is away: it grows stale by itself
+                    self._storage.delete_files([self._name])
+            self._name = ""
 
     def _refuse(self, names: dict[str, int]) -> None:
         """Raises ArchiveInUse when one of these but ours is alive."""
@@ -132,14 +134,17 @@ class Lease:
                 self._beat()
 
     def _beat(self) -> None:
-        holder = _holder(self._storage, self._name)
-        if holder is None or holder.nonce != self._mine.nonce:
-            self._lost = not self._end.is_set()
-            return
-        with self._storage.part() as part:
-            part.write(self._data)
-            part.become(self._name)
-        self._seen = time.monotonic()
+        with self._beating:
+            if not self._name:  # it was given back meanwhile
+                return
+            holder = _holder(self._storage, self._name)
+            if holder is None or holder.nonce != self._mine.nonce:
+                self._lost = not self._end.is_set()
+                return
+            with self._storage.part() as part:
+                part.write(self._data)
+                part.become(self._name)
+            self._seen = time.monotonic()
 
 
 def _numbers(storage: Storage) -> dict[str, int]:
