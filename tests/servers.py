@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVS = Path(os.environ.get("MLMIGRATE_TEST_ENVS", ROOT / ".cache" / "envs"))
@@ -29,7 +32,9 @@ RECIPES = {
     "3.5.1": ("mlflow==3.5.1", "sqlalchemy<2.1"),
     "2.22.4": ("mlflow==2.22.4", "sqlalchemy<2.1", "opentelemetry-sdk<1.34", "opentelemetry-api<1.34"),
 }
-PATIENCE = 120  # seconds; a server starts in 5 on a quiet machine
+PATIENCE = 240  # seconds; a server starts in 5 on a quiet machine
+PORTS = Path(tempfile.gettempdir()) / f"mlmigrate-ports-{os.getuid()}"
+_claims: list[IO[str]] = []  # locked as long as this process lives
 
 
 @dataclass
@@ -92,7 +97,12 @@ def start(version: str, folder: Path, *more: str, workers: int = 1, artifacts: b
         command += ["--no-serve-artifacts", "--default-artifact-root", folder / "artifacts"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*map(str, command), *more], cwd=folder, stdout=log, stderr=log, start_new_session=True, env=_env(bin_)
+            [*map(str, command), *more],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=_env(bin_),
         )
     server = Server(version, f"http://127.0.0.1:{port}", folder, process)
     try:
@@ -104,17 +114,53 @@ def start(version: str, folder: Path, *more: str, workers: int = 1, artifacts: b
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port that is this process's own: no other process of tests is given it, and no client gets it by chance.
+
+    A server binds it only seconds later, so that a port of those which the system gives to anybody may be gone by then.
+    """
+    PORTS.mkdir(exist_ok=True)
+    for port in random.SystemRandom().sample(range(10_000, _first_of_anybody()), 1000):
+        claim = (PORTS / str(port)).open("w")
+        if _locked(claim) and _unbound(port):
+            _claims.append(claim)
+            return port
+        claim.close()
+    raise RuntimeError(f"no free port is found; {PORTS} holds those that are taken")
+
+
+def _first_of_anybody() -> int:
+    """The first of the ports that the system gives to clients."""
+    said = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(said.read_text().split()[0]) if said.exists() else 32768
+    return first if first > 12_000 else 32768  # where it gives nearly all, nothing is certain
+
+
+def _locked(claim: IO[str]) -> bool:
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unbound(port: int) -> bool:
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections are no hindrance
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _env(bin_: Path) -> dict[str, str]:
-    """Old servers start gunicorn from PATH; nothing of the tests' own settings reaches them."""
+    """Old servers start gunicorn from PATH; nothing of the tests' own settings reaches them.
+
+    No test gives a server jobs to do, for which MLflow 3 would start eight more processes.
+    """
+    given = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHON"))}
-    return {**kept, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', '')}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {**kept, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', '')}", **given}
 
 
 def _await(server: Server) -> None:
@@ -123,7 +169,7 @@ def _await(server: Server) -> None:
         if server.process.poll() is not None:
             break
         try:
-            urllib.request.urlopen(server.url + "/health", timeout=2).read()
+            urllib.request.urlopen(server.url + "/health", timeout=20).read()
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
         else:
