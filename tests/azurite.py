@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
@@ -35,7 +36,7 @@ from servers import ENVS, free_port
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # of every emulator
 RELEASE = "3.35.0"
-PATIENCE = 60  # seconds; it takes 1 on a quiet machine
+PATIENCE = 240  # seconds; it takes 1 on a quiet machine
 
 
 def missing() -> str:
@@ -128,14 +129,19 @@ def _program() -> Path:
 
 def _installed() -> Path:
     """The program, fetched now if it is not there."""
-    program = _program()
-    if not program.exists():
-        home = ENVS / "azurite"
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "package.json").write_text(json.dumps({"private": True}))
-        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", f"azurite@{RELEASE}"]
-        subprocess.run(npm, cwd=home, check=True, env={**os.environ, "CI": "1"})
+    program, home = _program(), ENVS / "azurite"
+    home.mkdir(parents=True, exist_ok=True)
+    with (ENVS / "azurite.lock").open("w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            _install(home)
     return program
+
+
+def _install(home: Path) -> None:
+    (home / "package.json").write_text(json.dumps({"private": True}))
+    npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", f"azurite@{RELEASE}"]
+    subprocess.run(npm, cwd=home, check=True, env={**os.environ, "CI": "1"})
 
 
 def _await(azure: Azure, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -51,7 +51,9 @@ class Google:
         return {"GOOGLE_BEARER_TOKEN": TOKEN, "GOOGLE_BASE_URL": self.record.url}
 
     def put(self, key: str, data: bytes, etag: str = "") -> Kept:
-        data = self.spoil(data)
+        return self._keep(key, self.spoil(data), etag)
+
+    def _keep(self, key: str, data: bytes, etag: str) -> Kept:
         kept = Kept(data, etag or hashlib.md5(data).hexdigest(), next(self._count))
         self.objects[key] = kept
         return kept
@@ -95,9 +97,7 @@ class Google:
         parts = self.uploads.pop(request.query["uploadId"])
         numbers = [int(one) for one in re.findall(rb"<PartNumber>(\d+)</PartNumber>", request.body)]
         data = b"".join(parts[number] for number in numbers)
-        spoil, self.spoil = self.spoil, lambda one: one
-        kept = self.put(key, data, f"opaque-{next(self._count)}")
-        self.spoil = spoil
+        kept = self._keep(key, data, f"opaque-{next(self._count)}")  # its parts were spoilt as they came
         text = f'<CompleteMultipartUploadResult><ETag>"{kept.etag}"</ETag></CompleteMultipartUploadResult>'
         return Answer(200, text.encode(), _headers(kept))
 

@@ -50,11 +50,17 @@ class Recording:
         return [one for one in self.requests if one.method == method and all(word in one.query for word in words)]
 
 
+class Server(ThreadingHTTPServer):
+    """A thread for each connection, and patience for many at once: five may wait otherwise, the sixth is dropped."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+
 @contextlib.contextmanager
 def recording(answer: Callable[[Request], Answer], tls: ssl.SSLContext | None = None) -> Iterator[Recording]:
     """A server on a free port of this machine, gone afterwards."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(answer))
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), _handler(answer))
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     host = "localhost" if tls else "127.0.0.1"

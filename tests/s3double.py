@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import re
 import ssl
 from collections.abc import Callable, Iterator
@@ -95,12 +96,11 @@ def double(tls: ssl.SSLContext | None = None) -> Iterator[Double]:
 
 
 def failing(status: int, code: str, times: int = 1_000_000) -> Callable[[Request], Answer | None]:
-    """A fault that is answered so often."""
-    left = [times]
+    """A fault that is answered so often, whoever asks at once."""
+    numbers = itertools.count()
 
     def fault(_: Request) -> Answer | None:
-        left[0] -= 1
-        return Answer(status, f"<Error><Code>{code}</Code></Error>".encode()) if left[0] >= 0 else None
+        return Answer(status, f"<Error><Code>{code}</Code></Error>".encode()) if next(numbers) < times else None
 
     return fault
 

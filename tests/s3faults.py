@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import select
 import socket
 import struct
 import threading
@@ -96,6 +97,7 @@ class Proxy:
     up: int = 0
     down: int = 0
     url: str = ""
+    connections: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -114,6 +116,17 @@ class Proxy:
             with self.lock:
                 self.met.append((fault, request))
         return request, fault
+
+    def settled(self, seconds: float = 120) -> None:
+        """Returns once nothing is on its way any more: for who killed the client, and looks into the store."""
+        end = time.monotonic() + seconds
+        while self.connections:
+            assert time.monotonic() < end, f"{self.connections} connections are still open"
+            time.sleep(0.01)
+
+    def connected(self, number: int) -> None:
+        with self.lock:
+            self.connections += number
 
     def counted(self, up: int = 0, down: int = 0) -> None:
         with self.lock:
@@ -140,6 +153,7 @@ def _listen(listener: socket.socket, proxy: Proxy) -> None:
             client, _ = listener.accept()
         except OSError:  # it was closed
             return
+        proxy.connected(1)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         threading.Thread(target=_serve, args=(client, proxy), daemon=True).start()
 
@@ -148,16 +162,16 @@ def _serve(client: socket.socket, proxy: Proxy) -> None:
     """All requests of one connection, over one connection to the server."""
     with contextlib.suppress(OSError, EOFError):
         try:
-            with socket.create_connection(proxy.target) as server:
-                server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                near, far = Wire(client), Wire(server)
+            near, far = Wire(client), Far(proxy.target)
+            with contextlib.closing(far):
                 while _one(near, far, proxy):
                     pass
         finally:
             client.close()
+            proxy.connected(-1)
 
 
-def _one(near: Wire, far: Wire, proxy: Proxy) -> bool:
+def _one(near: Wire, to: Far, proxy: Proxy) -> bool:
     """One request and its answer. False ends the connection."""
     first, headers = near.head()
     if not first:
@@ -174,6 +188,7 @@ def _one(near: Wire, far: Wire, proxy: Proxy) -> bool:
             [digest.update(piece) for digest in digests]
         near.send(_said(*digests) if fault == LOST else _error(fault, method))
         return True
+    far = to.wire()
     far.send(_request_head(first, headers))
     _pass_body(near, far, headers, request, fault, proxy)
     return _pass_answer(near, far, request, fault, proxy)
@@ -212,7 +227,7 @@ def _pass_answer(near: Wire, far: Wire, request: Request, fault: str | None, pro
         return True
     chunked = "chunked" in headers.get("transfer-encoding", "")
     near.send(_request_head(first, headers))
-    size, done = int(headers.get("content-length", 0)), 0
+    size, done, counts = int(headers.get("content-length", 0)), 0, request.op == "GetObject" and status < 300
     for piece in () if empty else far.body(headers):
         if fault == FLIPPED_ANSWER and done <= size // 2 < done + len(piece):
             piece = _flipped(piece, size // 2 - done)  # noqa: PLW2901
@@ -222,12 +237,35 @@ def _pass_answer(near: Wire, far: Wire, request: Request, fault: str | None, pro
         if fault == SLOW:
             time.sleep(0.05)
         done += len(piece)
+        if counts and done == size and not chunked:
+            proxy.counted(down=done)  # before the last piece is sent: who has got it looks at once
         near.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
     if chunked and not empty:
+        proxy.counted(down=done if counts else 0)
         near.send(b"0\r\n\r\n")
-    if request.op == "GetObject" and status < 300:
-        proxy.counted(down=done)
     return "close" not in headers.get("connection", "").lower()
+
+
+class Far:
+    """The way to the server: a connection that it gave up while the client was quiet is made anew."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self._wire: Wire | None = None
+
+    def wire(self) -> Wire:
+        if self._wire is None or select.select([self._wire.sock], [], [], 0)[0]:
+            self.close()
+            server = socket.create_connection(self._target)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._wire = Wire(server)
+        return self._wire
+
+    def close(self) -> None:
+        if self._wire is not None:
+            self._wire.file.close()
+            self._wire.sock.close()
+            self._wire = None
 
 
 class Wire:

@@ -30,7 +30,7 @@ from botocore.config import Config
 from servers import free_port
 
 KEY, SECRET, REGION = "TESTKEY", "testsecret", "us-east-1"
-PATIENCE = 60  # seconds; it takes 3 on a quiet machine
+PATIENCE = 180  # seconds; it takes 3 on a quiet machine
 VOLUME = 64  # MB
 GROWTH = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "2"}  # volumes that a new bucket begins with, instead of 7
 
@@ -69,9 +69,10 @@ class S3Server:
         return _client(self.url, key or self.key, secret or self.secret)
 
     def bucket(self, name: str = "") -> str:
-        """Makes a bucket; gives its name."""
+        """Makes a bucket that takes objects; gives its name."""
         name = name or f"test-{secrets.token_hex(4)}"
-        self.client().create_bucket(Bucket=name)
+        if not _takes(self, name):
+            raise RuntimeError(f"SeaweedFS takes nothing into {name}:\n{self.said}")
         return name
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
@@ -82,6 +83,11 @@ class S3Server:
                 body = client.get_object(Bucket=bucket, Key=one["Key"])["Body"].read()
                 found[one["Key"].removeprefix(prefix).removeprefix("/")] = body
         return found
+
+    @property
+    def said(self) -> str:
+        """The end of its log."""
+        return (self.folder / "log").read_text(errors="replace")[-2000:]
 
     def stop(self) -> None:
         """It takes 26 s to heed a SIGTERM."""
@@ -118,7 +124,7 @@ def start(folder: Path, limited: dict[str, list[str]], volumes: int = 1000) -> S
         server = _start(folder, limited, volumes)
         if _ready(server):
             return server
-        last = (folder / "log").read_text(errors="replace")[-2000:]
+        last = server.said
         server.stop()
     raise RuntimeError(f"SeaweedFS did not start:\n{last}")
 
@@ -150,14 +156,24 @@ def _identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str,
 
 def _ready(server: S3Server) -> bool:
     """Whether an object can be written: only then is there a leader, and a volume."""
-    client = server.client()
+    ready = _takes(server, "ready-or-not")
+    if ready:
+        server.client().delete_bucket(Bucket="ready-or-not")
+    return ready
+
+
+def _takes(server: S3Server, bucket: str) -> bool:
+    """Makes the bucket; whether it takes objects at last: each has volumes of its own, which come when it is new."""
+    client, made = server.client(), False
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and server.process.poll() is None:
         try:
-            client.create_bucket(Bucket="ready-or-not")
-            client.put_object(Bucket="ready-or-not", Key="k", Body=b"x")
-            client.delete_object(Bucket="ready-or-not", Key="k")
-            client.delete_bucket(Bucket="ready-or-not")
+            if not made:
+                with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):  # by a try without an answer
+                    client.create_bucket(Bucket=bucket)
+                made = True
+            client.put_object(Bucket=bucket, Key="k", Body=b"x")
+            client.delete_object(Bucket=bucket, Key="k")
         except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError):
             time.sleep(0.3)
         else:

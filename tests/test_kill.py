@@ -14,9 +14,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -235,8 +238,20 @@ def chosen(found, how_many, seed):
     return [choice.choice(found[start:end]) for start, end in pairwise(edges) if end > start]
 
 
-def killed(arguments, cwd, call, number):
-    """Runs the command, killed at that moment. Whether it was: threads may take another turn this time."""
+def killed(arguments, fresh, call, number):
+    """Runs the command in a folder of its own, killed at that moment. Gives the folder, and whether it was killed.
+
+    Threads may take another turn this time, and none of them come so far: then it is killed sooner.
+    """
+    while number:
+        folder = fresh(f"{call}-{number}")
+        if died(arguments(folder), folder, call, number):
+            return folder, True
+        number //= 2
+    return folder, False
+
+
+def died(arguments, cwd, call, number):
     inject = f"inject={call}:signal=SIGKILL:when={number}"
     done = subprocess.run(
         strace("-e", f"trace={call}", "-e", inject, "-o", "/dev/null", *command(*arguments)),
@@ -244,6 +259,11 @@ def killed(arguments, cwd, call, number):
     )  # fmt: skip
     assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), (call, number, done.stdout, done.stderr)
     return done.returncode != 0
+
+
+def new_folder(place, name):
+    """A folder that nothing was done in yet, whose name begins so."""
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
 
 
 def readable(file):
@@ -262,9 +282,8 @@ class TestKills:
         sweep = chosen(moments(arguments, folder), KILLS * size, seed)
         kills = 0
         for call, number in sweep:
-            folder = tmp_path / f"{call}-{number}"
-            folder.mkdir(exist_ok=True)
-            kills += killed(arguments, folder, call, number)
+            folder, was = killed(lambda _: arguments, partial(new_folder, tmp_path), call, number)
+            kills += was
             readable(folder / "copy.ledger")
             well(*arguments, cwd=folder)
             assert archived(folder / "archive") == RUNS, (call, number)
@@ -280,8 +299,7 @@ class TestKills:
             return ("import", archive, target, "--ledger", "copy.ledger", "--artifacts-to", folder / "artifacts")
 
         def fresh(name):
-            folder = tmp_path / name
-            folder.mkdir(exist_ok=True)
+            folder = new_folder(tmp_path, name)
             shutil.copy(empty, folder / "mlflow.db")
             return folder
 
@@ -290,8 +308,8 @@ class TestKills:
         assert stored(folder / "mlflow.db") == expected_in(folder / "mlflow.db")
         kills = 0
         for call, number in sweep:
-            folder = fresh(f"{call}-{number}")
-            kills += killed(arguments(folder), folder, call, number)
+            folder, was = killed(arguments, fresh, call, number)
+            kills += was
             readable(folder / "copy.ledger")
             well(*arguments(folder), cwd=folder)
             assert stored(folder / "mlflow.db") == expected_in(folder / "mlflow.db"), (call, number)
@@ -344,7 +362,7 @@ class TestTwoAtOnce:
             assert (second.returncode, "Traceback" in second.stderr) == (11, False), second.stderr
         finally:
             first.send_signal(signal.SIGCONT)
-        out, err = first.communicate(timeout=60)
+        out, err = first.communicate(timeout=300)
         assert first.returncode == 0, (out, err)
         assert archived(tmp_path / "archive") == RUNS
 

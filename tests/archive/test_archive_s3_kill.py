@@ -13,11 +13,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
+import threading
 
 import pyarrow.parquet as pq
 import pytest
 
+import s3faults
 import s3server
 
 pytestmark = pytest.mark.slow
@@ -164,9 +165,26 @@ def stored(file, artifacts):
     return found
 
 
-def listed(s3, bucket, prefix):
-    """How many files lie there."""
-    return s3.client().list_objects_v2(Bucket=bucket, Prefix=prefix)["KeyCount"]
+def killed(s3, env, cwd, arguments, at, fault):
+    """Runs the command until its request of this number, which then is done, or never comes. Whether it was killed."""
+    reached, dead = threading.Event(), threading.Event()
+
+    def rule(request):
+        if request.number < at:
+            return None
+        reached.set()
+        dead.wait(120)
+        return fault
+
+    with s3faults.faulty(s3, rule) as proxy:
+        process = subprocess.Popen(command(*arguments), cwd=cwd, env=env | proxy.env, stdout=-3, stderr=-3)
+        while process.poll() is None and not reached.wait(0.05):
+            pass
+        process.send_signal(signal.SIGKILL)
+        was = process.wait() == -signal.SIGKILL
+        dead.set()
+        proxy.settled()
+    return was
 
 
 def wanted(runs):
@@ -197,40 +215,42 @@ def test_mlruns_to_s3_and_on_to_a_database_is_equal(s3, store, env, tmp_path):
 
 def test_an_export_killed_at_any_moment_is_whole_after_the_same_command_again(s3, store, env, tmp_path, size, seed):
     choice, bucket = random.Random(seed), s3.bucket()
-    files, kills = 1 + sum(len(what["files"]) for what in RUNS.values()), 0
+    with s3faults.faulty(s3) as proxy:
+        well("export", f"mlflow:{store}", f"s3://{bucket}/plain", env=env | proxy.env, cwd=tmp_path)
+    most = len(proxy.seen) * 9 // 10  # threads may ask a little less another time
     for number in range(KILLS * size // 2):
         arguments = ("export", f"mlflow:{store}", f"s3://{bucket}/{number}")
-        for _ in range(2):
-            process = subprocess.Popen(command(*arguments), cwd=tmp_path, env=env, stdout=-3, stderr=-3)
-            seen = choice.randrange(files)
-            while process.poll() is None and listed(s3, bucket, f"{number}/") < seen:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
+        for requests in (most, most // 10):  # there is less to do the second time
+            fault = choice.choice((None, s3faults.BEFORE))
+            assert killed(s3, env, tmp_path, arguments, choice.randrange(1, requests), fault)
         well(*arguments, env=env, cwd=tmp_path)
         assert archived(s3.objects(bucket, f"{number}/")) == wanted(RUNS)
         well("archive", "prune", f"s3://{bucket}/{number}", "--older-than", "0", env=env, cwd=tmp_path)
         left = s3.objects(bucket, f"{number}/")
         assert archived(left) == wanted(RUNS)
         assert not [name for name in left if name.startswith(("writers/", ".parts/"))]
-    assert kills > KILLS * size // 2
 
 
 def test_of_two_exports_at_once_one_goes_on_and_the_other_says_who_writes(s3, store, env, tmp_path):
     bucket = s3.bucket()
     place = f"s3://{bucket}/archive"
     first = ("export", f"mlflow:{store}", place, "--ledger", tmp_path / "first.ledger")
-    writing = subprocess.Popen(command(*first), cwd=tmp_path, env=env, stdout=-1, stderr=-1, text=True)
-    while not (written := s3.objects(bucket, "archive/writers/")) and writing.poll() is None:
-        time.sleep(0.02)
-    writing.send_signal(signal.SIGSTOP)
-    assert written, "it was done before anybody saw it at work"
-    said = run("export", f"mlflow:{store}", place, "--ledger", tmp_path / "second.ledger", env=env, cwd=tmp_path)
-    writing.send_signal(signal.SIGCONT)
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def rule(request):
+        if "/blobs/" in request.key:
+            at_work.set()
+            go_on.wait(300)
+
+    with s3faults.faulty(s3, rule) as proxy:
+        writing = subprocess.Popen(command(*first), cwd=tmp_path, env=env | proxy.env, stdout=-1, stderr=-1, text=True)
+        assert at_work.wait(120)
+        said = run("export", f"mlflow:{store}", place, "--ledger", tmp_path / "second.ledger", env=env, cwd=tmp_path)
+        go_on.set()
+        told = writing.communicate(timeout=300)
     assert (said.returncode, f"(pid {writing.pid})" in said.stderr) == (11, True), said
     assert "being written by export on" in said.stderr
     assert "Traceback" not in said.stderr
-    told = writing.communicate(timeout=120)
     assert writing.returncode == 0, told
     assert archived(s3.objects(bucket, "archive/")) == wanted(RUNS)
     well("export", f"mlflow:{store}", place, "--ledger", tmp_path / "second.ledger", env=env, cwd=tmp_path)
@@ -260,7 +280,7 @@ def test_two_writers_that_nothing_keeps_apart_lose_and_double_nothing(s3, store,
         )
         for n in range(2)
     ]  # fmt: skip
-    told = [one.communicate(timeout=120) for one in both]
+    told = [one.communicate(timeout=300) for one in both]
     assert [one.returncode for one in both] == [0, 0], told
     assert archived(s3.objects(bucket, "archive/")) == wanted(RUNS)
     assert well("archive", "ls", place, env=env, cwd=tmp_path).stdout.splitlines()[-1] == "6 runs."

@@ -216,7 +216,7 @@ def test_many_threads_and_two_writers_lose_nothing(tmp_path, kit):
 
     def work(n):
         if n < 4:
-            gate.wait(10)
+            gate.wait(120)
         one = kit.run(f"r{n}")
         with targets[n % 2].pack("same id", [kit.ref(one)]) as place:
             place.begin([one])

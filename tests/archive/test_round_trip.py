@@ -243,7 +243,9 @@ NAME = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 POINT = st.tuples(NAME, st.none() | INT64, st.none() | INT64, st.floats(allow_nan=False), st.none() | NAME)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.dictionaries(TEXT, PARAM, max_size=5),
     st.dictionaries(TEXT, TEXT, max_size=5),

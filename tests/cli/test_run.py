@@ -29,7 +29,7 @@ run(command)
 CLEANING = """
     try:
         print("working", flush=True)
-        time.sleep(30)
+        time.sleep(600)
     finally:
         print("cleaning", flush=True)
         {body}
@@ -39,6 +39,7 @@ CLEANING = """
 def started(body, *arguments):
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK.format(body=body), *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -49,36 +50,38 @@ def started(body, *arguments):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_with_130(number):
-    process = started("time.sleep(30)")
+    process = started("time.sleep(600)")
     process.send_signal(number)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "mlmigrate: stopped.\n  Run the same command again to go on.\n")
 
 
 def test_a_second_signal_stops_at_once():
-    process = started(CLEANING.format(body="time.sleep(30)"))
+    process = started(CLEANING.format(body="time.sleep(600)"))
     assert process.stdout.readline() == "working\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "cleaning\n"
     time.sleep(1.1)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, "stopped at once" in err) == (130, True)
 
 
 def test_an_echo_of_the_first_signal_does_not_break_the_cleaning():
-    process = started(CLEANING.format(body="time.sleep(0.3); print('clean', flush=True)"))
+    body = "sys.stdin.readline(); print('clean', flush=True)"
+    echo = "import mlmigrate.cli.run as it; it.IMPATIENT = 600"  # however long the second one takes to come here
+    process = started(f"{echo}{CLEANING.format(body=body)}")
     assert process.stdout.readline() == "working\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "cleaning\n"
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate("go on\n", timeout=120)
     assert (process.returncode, out) == (130, "clean\n")
 
 
 def test_a_bug_is_shown_whole_and_its_secrets_are_not():
     process = started("raise KeyError('postgresql://me:secret@host \\x1b[31m')")
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" in err
     assert "KeyError" in err
@@ -90,13 +93,13 @@ def test_an_error_of_ours_is_short_and_safe():
     process = started(
         "from mlmigrate.errors import Refused; raise Refused('http://me:secret@host \\x1b[31m refused', 'Try\\nagain')"
     )
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (12, "mlmigrate: http://***@host \\x1b[31m refused\n  Try\n  again\n")
 
 
 def test_with_json_the_last_line_of_stderr_is_an_object():
     process = started("1 / 0", "--json")
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=120)
     last = json.loads(err.splitlines()[-1])
     assert (last["message_type"], last["code"]) == ("exit_error", 1)
 
@@ -145,7 +148,7 @@ def test_on_a_terminal_bars_are_drawn_and_cleared(tmp_path):
             screen += os.read(leader, 65536)
         except OSError:  # the other end is closed
             break
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert b"runs  " in screen
     assert out.startswith(b"All 12 runs")

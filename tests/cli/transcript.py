@@ -76,7 +76,7 @@ def play(step, folder):
         env=env,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
         check=False,
     )
     return Step(step.command, done.stdout.splitlines(), done.stderr.splitlines(), done.returncode)

@@ -93,7 +93,7 @@ def test_of_many_creators_one_wins(storage):
     gate, won = threading.Barrier(8), []
 
     def work(n):
-        gate.wait(10)
+        gate.wait(120)
         if storage.create("x", b"%d" % n):
             won.append(n)
 

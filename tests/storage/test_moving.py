@@ -5,7 +5,8 @@ import io
 import itertools
 import os
 import threading
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from mlmigrate.errors import Damaged, DiskFull, MigrateError, NotFound, Refused, Stopped, Unavailable
 from mlmigrate.steps import Steps
-from mlmigrate.storage import carry
+from mlmigrate.storage import carry, moving
 from mlmigrate.storage.folder import FolderObjects
 from mlmigrate.storage.moving import LARGE_AT_ONCE, Failed, Moved, Mover, Task
 from mlmigrate.storage.objects import PART, BadKey, Stored, digest_text
@@ -177,13 +178,17 @@ class TestMoving:
 
     @pytest.mark.slow
     def test_at_most_four_large_files_and_so_many_small_ones_go_at_once(self, source, target, monkeypatch):
-        now, most, lock = [0, 0], [0, 0], threading.Lock()
+        now, most, lock, several = [0, 0], [0, 0], threading.Lock(), threading.Event()
 
         @contextmanager
         def counted(lane):
             with lock:
                 now[lane] += 1
                 most[lane] = max(now[lane], most[lane])
+                if now[1] > 1:
+                    several.set()
+            if lane == 1:
+                several.wait(60)  # a quick machine would be done with the first before the second begins
             yield
             with lock:
                 now[lane] -= 1
@@ -209,7 +214,7 @@ class TestMoving:
             source.put(f"large{n}", b"x" * (PART + 1))
         gate, ended = threading.Event(), []
         in_parts = carry.Carry._in_parts
-        monkeypatch.setattr(carry.Carry, "_in_parts", lambda self: (gate.wait(20), in_parts(self))[1])
+        monkeypatch.setattr(carry.Carry, "_in_parts", lambda self: (gate.wait(120), in_parts(self))[1])
         for one in Mover(target).move(sorted(tasks(source), key=lambda task: -task.size)):
             ended.append(one.how)
             if len(ended) == 100:
@@ -335,14 +340,16 @@ class TestTheTarget:
         assert (failed.task.key, len(target.files)) == ("d5/f5", 99)
 
     def test_while_it_is_away_each_file_is_tried_again(self, source):
-        count = itertools.count()
+        tries = Counter()
 
         def trouble(what, key):
-            if what == "put" and not next(count) % 2:
-                raise Unavailable("busy", after=0.0)
+            if what == "put":
+                tries[key] += 1
+                if tries[key] < 3:
+                    raise Unavailable("busy", after=0.0)
 
         target = Memory(trouble=trouble)
-        ended = list(Mover(target, threads=8, again=Steps(tries=12)).move(tasks(source)))
+        ended = list(Mover(target, threads=8, again=QUICK).move(tasks(source)))
         assert [one for one in ended if isinstance(one, Failed)] == []
         assert target.files == renamed(files(source))
 
@@ -384,11 +391,12 @@ class TestTheTarget:
 class TestStopping:
     def test_a_stop_ends_it_and_leaves_no_thread(self, source):
         gate = threading.Event()
-        target = Memory(trouble=lambda what, key: (gate.wait(0.05), None)[1])
+        target = Memory(trouble=lambda what, key: (gate.wait(120), None)[1])
         looks = itertools.count()
 
         def check():
-            if next(looks) == 20:
+            if next(looks) == 12:  # nothing has ended before
+                gate.set()
                 raise Stopped
 
         with pytest.raises(Stopped):
@@ -445,26 +453,39 @@ class TestStopping:
         with pytest.raises(ZeroDivisionError):
             list(Mover(Memory(trouble=trouble)).move(tasks(source)))
 
-    def test_a_thread_that_waits_for_another_try_keeps_nobody(self, source):
-        def trouble(what, key):
-            raise Unavailable("busy", after=2.0)
+    def test_a_thread_that_waits_for_another_try_keeps_nobody(self, source, monkeypatch):
+        monkeypatch.setattr(moving, "PATIENCE", 600.0)
+        waits, over = threading.Event(), threading.Event()
 
-        looks = itertools.count()
+        class Later:
+            """Calls again when all is over."""
+
+            def do(self, what, call):
+                with suppress(Unavailable):
+                    return call()
+                waits.set()
+                over.wait(600)
+                return call()
+
+        def trouble(what, key):
+            raise Unavailable("busy")
 
         def check():
-            if next(looks) == 5:
+            if waits.is_set():
                 raise Stopped
 
         def run():
             with pytest.raises(Stopped):
-                list(Mover(Memory(trouble=trouble), threads=1, again=QUICK, check=check).move(tasks(source)))
+                list(Mover(Memory(trouble=trouble), threads=1, again=Later(), check=check).move(tasks(source)))
 
         begun = threading.Thread(target=run)
         begun.start()
-        begun.join(1.9)
-        assert not begun.is_alive()
-        for one in movers():
-            one.join(5)
+        begun.join(120)
+        kept = begun.is_alive()
+        over.set()
+        for one in (begun, *movers()):
+            one.join(120)
+        assert not kept
 
 
 class Silent(FolderObjects):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import s3faults
 import s3server
 from mlmigrate.storage.folder import PARTS, FolderObjects
 from mlmigrate.storage.moving import Moved, Mover, Task
@@ -81,7 +82,9 @@ def test_into_a_folder(source, tmp_path, seed, n):
 @pytest.mark.parametrize("n", range(SEEDS))
 def test_into_a_bucket(source, s3, seed, n):
     bucket, whole = s3.bucket(), meant(source)
-    killed(source, f"s3://{bucket}/p", s3.env, random.Random(seed + n).uniform(0, 2.5))
+    with s3faults.faulty(s3) as proxy:
+        killed(source, f"s3://{bucket}/p", proxy.env, random.Random(seed + n).uniform(0, 2.5))
+        proxy.settled()  # what was on its way is there now, or never will be
     found = s3.objects(bucket, "p")
     assert found == {key: whole[key] for key in found}
     assert finished(source, open_objects(f"s3://{bucket}/p", s3.env))
