@@ -247,6 +247,22 @@ def test_references_stay_and_bytes_that_are_gone_are_told(spool):
     ]
 
 
+def test_references_by_ids_of_another_server_stay_and_are_told(spool):
+    refs = tuple(File(f"{n}", ref=f"wandb-{kind}artifact://ff/x", digest="e") for n, kind in enumerate(("", "client-")))
+    tree, had = native(versions=((Version("net", "model", "v0", files=refs), NET),))
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    version = next(one for one in found.logged if one.name == "net")
+    assert [file.ref for file in version.files if file.ref] == [one.ref for one in refs]
+    assert ["2 of its references" in loss.because for loss in losses] == [True]
+
+
+def test_what_was_logged_twice_is_one_version_with_the_ids_of_both(spool):
+    one, other = (Version("net", "model", f"v{n}", clients=((f"c{n}", f"s{n}"),)) for n in range(2))
+    tree, had = native(versions=((one, NET), (other, NET)))
+    found, _ = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    assert [made.clients for made in found.logged if made.name == "net"] == [(("c0", "s0"), ("c1", "s1"))]
+
+
 def test_a_version_whose_bytes_are_all_gone_is_told_and_not_made(spool):
     tree, had = native(versions=((Version("net", "model", "v0"), {"a": b"1", "b": b"2"}),))
     tree = {path: data for path, data in tree.items() if path == "wandb/run.json"}

@@ -55,6 +55,7 @@ OWN_FILES = frozenset(
     ["config.yaml", "wandb-metadata.json", "wandb-summary.json", "wandb-history.jsonl", "wandb-events.jsonl"]
 )
 CONSOLE = "output.log"  # W&B may write it anew from what it is told: it lies in both places
+OWN_REFS = ("wandb-artifact://", "wandb-client-artifact://")
 REMOTE = ("s3://", "gs://", "https://", "http://", "abfs://", "abfss://", "wasbs://", "dbfs:/")
 _CHUNK = 1 << 20
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -194,6 +195,8 @@ class _Sorting:
         if gone:
             first = repr(gone[0]) + (", .." if len(gone) > 1 else "")
             self._lose(what, f"made without {len(gone)} of its {len(files)} files, whose bytes are not there: {first}")
+        if foreign := sum(file.ref.startswith(OWN_REFS) for file in there):
+            self._lose(what, f"{foreign} of its references name artifacts by ids of the W&B server that they came from")
         self.logged.append(self._rehomed(had, name, kind, digest, there))
         self.trees[key] = folder
         if had.digest and had.digest != digest:
