@@ -6,8 +6,11 @@ No managed service is reached here: managed_server.py stands before a local serv
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -109,8 +112,8 @@ class TestAnswers:
         assert managed.too_long(said) == most
 
     def test_come_back_at_a_date_is_a_wait(self):
-        when = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-        assert 27 < client._after({"Retry-After": when}) <= 30
+        when = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+        assert 3000 < client._after({"Retry-After": when}) <= 3600
         assert client._after({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
         assert [client._after({"Retry-After": text}) for text in ("7", "-1", "nan", "soon", "")] == [
             7,
@@ -519,11 +522,32 @@ class TestSageMaker:
         source = open_source(parse(f"mlflow:{ARN}"), Context("target", Steps(3)))
         service.secret = b"the next key"
         (tmp_path / "mine").write_bytes(service.secret)
+        monkeypatch.setattr(plugins, "DOUBTFUL", 3600.0)
         with pytest.raises(Refused):  # those are a moment old: the refusal is meant
             source.experiments()
         monkeypatch.setattr(plugins, "DOUBTFUL", 0.0)
         assert source.experiments()
         assert service.refused["signature"] == 2
+        source.close()
+
+    def test_credentials_that_ran_out_for_many_requests_at_once_stop_none_of_them(self, service, monkeypatch, tmp_path):
+        source = open_source(parse(f"mlflow:{ARN}"), Context("target", Steps(3)))
+        source._client.login.sign._auth._at -= 60  # of a minute ago
+        service.secret = b"the next key"
+        (tmp_path / "mine").write_bytes(service.secret)
+        let_in, came, all_there = service.let_in, itertools.count(), threading.Barrier(8)
+
+        def together(*request):
+            """None is refused before all have come."""
+            if next(came) < 8:
+                all_there.wait(60)
+            let_in(*request)
+
+        monkeypatch.setattr(service, "let_in", together)
+        with ThreadPoolExecutor(8) as pool:
+            told = {one.result() for one in [pool.submit(source._client.text, "version") for _ in range(8)]}
+        assert len(told) == 1
+        assert service.refused["signature"] == 8
         source.close()
 
     def test_no_request_goes_where_another_uri_was_set_in_this_process(self, service, monkeypatch):

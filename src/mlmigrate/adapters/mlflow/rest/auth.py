@@ -47,7 +47,8 @@ class Login:
     told   which credential is used, for errors; never more of it than four characters
     more   headers of MLflow's plugins, asked again for each request
     sign   an auth plugin, shown each request
-    renew  whether a refusal is worth asking for credentials once more, which are asked for then
+    renew  whether the refusal of a request that began then (time.monotonic) is worth asking for credentials once more,
+           which are asked for then
     """
 
     base: str
@@ -57,7 +58,7 @@ class Login:
     service: Service = PLAIN
     more: tuple[Callable[[], Mapping[str, str]], ...] = field(default=(), repr=False)
     sign: Signer | None = field(default=None, repr=False)
-    renew: Callable[[], bool] = field(default=lambda: False, repr=False)
+    renew: Callable[[float], bool] = field(default=lambda _: False, repr=False)
 
     @property
     def databricks(self) -> bool:
@@ -80,7 +81,7 @@ def login(place: str, env: Mapping[str, str]) -> Login:
     sign = _signer(place, env)
     if workspace := env.get("MLFLOW_WORKSPACE"):
         headers = {**headers, "X-MLFLOW-WORKSPACE": workspace}
-    renew = sign.renew if sign is not None else lambda: False
+    renew = sign.renew if sign is not None else lambda _: False
     return Login(
         base, headers, told or Login(base).told, _tls(env), more=header_plugins(env, base), sign=sign, renew=renew
     )

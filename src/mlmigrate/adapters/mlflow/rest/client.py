@@ -404,10 +404,11 @@ class Client:
         headers: Mapping[str, str] | None,
     ) -> Iterator[BaseHTTPResponse]:
         """A 2xx answer, open; the connection goes back to the pool only when it was read to its end."""
+        began = time.monotonic()
         try:
             response = self._asked(method, path, params, body, headers)
             try:
-                self._check(response)
+                self._check(response, began)
                 yield response
             finally:
                 response.close()  # one that was read to its end has given its connection back already
@@ -458,12 +459,12 @@ class Client:
         if check is not None:
             check()
 
-    def _check(self, response: BaseHTTPResponse) -> None:
+    def _check(self, response: BaseHTTPResponse, began: float) -> None:
         if 200 <= response.status < 300:  # noqa: PLR2004  # HTTP's successes
             return
         body = response.read(LARGEST_ERROR)
         failure = _Failure(self.login.base, response.status, body, response.headers, self.login.told)
-        if response.status in (401, 403) and self.login.renew():
+        if response.status in (401, 403) and self.login.renew(began):
             raise Unavailable(f"{self.login.base} takes the credentials no more: they are asked for again.", after=0.0)
         raise failure
 

@@ -11,6 +11,7 @@ of the side that it is asked for, and only while it is asked for credentials.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -56,27 +57,38 @@ def environment(env: Mapping[str, str], place: str) -> Iterator[None]:
 
 
 class Fresh(Generic[T]):
-    """What a plugin gave, until it is old or refused."""
+    """What a plugin gave, until it is old or refused. Used by several threads."""
 
     def __init__(self, ask: Callable[[], T]) -> None:
         self._ask = ask
         self._lock = threading.Lock()
         self._given: T | None = None
         self._at = 0.0
+        self._dropped = -math.inf  # when something that was given was taken for old
 
     def get(self) -> T:
         with self._lock:
-            if self._given is None or time.monotonic() - self._at > FRESH:
+            if self._given is not None and time.monotonic() - self._at > FRESH:
+                self._drop()
+            if self._given is None:
                 self._given, self._at = self._ask(), time.monotonic()
             return self._given
 
-    def renew(self) -> bool:
-        """Whether it is worth asking once more after a refusal."""
+    def renew(self, began: float) -> bool:
+        """Whether it is worth asking once more after a refusal of a request that began then.
+
+        Of those that are refused at once the first has what they bore dropped: the others are no more to blame.
+        """
         with self._lock:
+            if self._dropped >= began:
+                return True
             old = self._given is not None and time.monotonic() - self._at > DOUBTFUL
             if old:
-                self._given = None
+                self._drop()
             return old
+
+    def _drop(self) -> None:
+        self._given, self._dropped = None, time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +97,7 @@ class Plugged:
 
     base: str
     headers: Callable[[], Mapping[str, str]] = field(repr=False)
-    renew: Callable[[], bool] = field(repr=False)
+    renew: Callable[[float], bool] = field(repr=False)
     sign: Signer | None = field(default=None, repr=False)
     insecure: bool = False
     server_certificate: str = ""
@@ -113,7 +125,7 @@ def plugged(place: str, env: Mapping[str, str], package: str) -> Plugged:
     return Plugged(
         str(first.host).rstrip("/"),
         lambda: _headers(fresh.get()),
-        fresh.renew if sign is None else lambda: any([fresh.renew(), sign.renew()]),
+        fresh.renew if sign is None else lambda began: any([fresh.renew(began), sign.renew(began)]),
         sign,
         insecure=bool(first.ignore_tls_verification),
         server_certificate=first.server_cert_path or "",
