@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlmigrate.adapters import memory, registry
 from mlmigrate.adapters.base import Context
 from mlmigrate.adapters.memory import Held, Memory
 from mlmigrate.adapters.wandb.datalog.writer import LogWriter
-from mlmigrate.adapters.wandb.offline import delivery
+from mlmigrate.adapters.wandb.offline import delivery, marks, order
 from mlmigrate.address import parse
 from mlmigrate.errors import Damaged, UsageError
 from mlmigrate.events import Silent
@@ -282,3 +283,25 @@ def test_what_a_run_lost_is_told_once_though_its_pack_failed(tmp_path, monkeypat
     report = transfer(Job(source, target), Ledger.open(tmp_path / "l", source, target), Silent(), workers=1)
     assert [failure.run for failure in report.failed] == ["bad"]
     assert [loss.what for loss in report.losses] == ["a thing"]
+
+
+def test_two_commands_may_write_the_lists_of_a_folder_at_the_same_moment(copied, tmp_path, monkeypatch):
+    copied(a_run(values=(1.0,)))
+    out, replace_ = tmp_path / "out", os.replace
+    runs = list(marks.all_marked(out))
+    (before,) = out.glob("sync-*.txt")
+    told = before.read_text()
+
+    def overtaken(part, final):
+        monkeypatch.undo()
+        order.write(out, runs)
+        replace_(part, final)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    order.write(out, runs)
+    assert [file.read_text() for file in out.glob("sync-*")] == [told]
+
+
+def test_what_another_command_takes_away_meanwhile_is_no_hindrance(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / "gone"]))
+    order.sweep(tmp_path)
