@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO
 
 import pytest
@@ -158,6 +158,21 @@ class TestBytes:
 
     def test_a_digest_that_is_no_md5_is_not_checked(self) -> None:
         assert self.read(b"abc", None, "s3://etag") == b"abc"
+
+    def test_a_url_that_another_has_asked_for_anew_meanwhile_is_taken(self) -> None:
+        store = Store({"u1": b"", "u2": b"abc"}, {"u1"})
+        urls = Urls(lambda: {"x": "u2"}, {"x": "u1"}, complete=True)
+        urls.at -= 60
+        refused = store.get
+
+        def get(url: str) -> AbstractContextManager[BinaryIO]:
+            if url == "u1":
+                urls.of("x", anew=True)
+            return refused(url)
+
+        store.get = get  # type: ignore[method-assign]
+        with opener(store, urls, "x", 3, "")() as file:  # type: ignore[arg-type]
+            assert file.read() == b"abc"
 
     def test_a_url_that_is_too_old_is_asked_for_anew(self) -> None:
         store = Store({"u1": b"", "u2": b"abc"}, {"u1"})

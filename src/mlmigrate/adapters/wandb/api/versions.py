@@ -79,14 +79,15 @@ def opener(
 
 @contextmanager
 def _opened(client: Client, urls: Urls, name: str) -> Iterator[BinaryIO]:
-    started = time.monotonic()
-    getting = client.get(urls.of(name))
+    started, used = time.monotonic(), urls.of(name)
+    getting = client.get(used)
     try:
         data = getting.__enter__()
     except (Refused, NotFound):
-        if urls.at > started - 1:  # as new as can be
+        newer = urls.of(name)  # another may have asked meanwhile
+        if newer == used and urls.at > started - 1:  # as new as can be
             raise
-        getting = client.get(urls.of(name, anew=True))
+        getting = client.get(newer if newer != used else urls.of(name, anew=True))
         data = getting.__enter__()
     try:
         yield data
