@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,9 @@ class _Filling:
         prompt = self.client.register_prompt(name, [{"role": "user", "content": "Grüß {{who}}"}], "second")
         self.client.set_prompt_alias(name, "live", 2)
         self.client.link_prompt_version_to_run(self.made.runs[0], prompt)
+        for thread in threading.enumerate():  # MLflow tags prompts in threads that it waits for only at its end
+            if thread.name.startswith("link_prompt"):
+                thread.join()
         self.made.prompts.append(name)
 
     def traces(self) -> None:

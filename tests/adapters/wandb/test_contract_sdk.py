@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -380,17 +382,27 @@ import pathlib, time
 
 there = pathlib.Path("there")
 if not there.exists():
-    there.touch()
-    time.sleep(600)
+    there.touch(); time.sleep(600)
 print("told 1")
 """
 
 
 def test_an_sdk_that_does_not_end_is_asked_once_more_and_where_it_stood_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(wandbsdk, "PATIENCE", 5)
+    there, communicate = tmp_path / "there", subprocess.Popen.communicate
+    hangs = iter([True, False, False, True, False])  # each that hangs is waited for once more, when it is aborted
+
+    def impatient(process, **how):
+        """Waits until the script hangs, however long that takes, and no longer."""
+        if not next(hangs):
+            return communicate(process, **how)
+        while not there.exists() and process.poll() is None:
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired(process.args, how["timeout"])
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", impatient)
     with wandbserver.running() as server:
-        with pytest.warns(UserWarning, match=r'(?s)no end after 5 s.*File "<string>", line 7'):
+        with pytest.warns(UserWarning, match=r'(?s)no end after \d+ s.*File "<string>", line 6'):
             assert wandbsdk.ask("0.31.0", SLOW_ONCE, server, tmp_path).out == "told 1\n"
-        (tmp_path / "there").unlink()
+        there.unlink()
         with pytest.raises(wandbsdk.HungError):
             wandbsdk.run("0.31.0", SLOW_ONCE, server, tmp_path)

@@ -48,7 +48,7 @@ def start(source, target, ledger, env):
 
 
 def ended(process, code=0):
-    told, _ = process.communicate(timeout=120)
+    told, _ = process.communicate(timeout=300)
     assert process.returncode == code, told
     return told
 

@@ -77,9 +77,9 @@ def test_a_bomb_of_aliases_is_refused_at_once():
     bomb = "a: &a [x, x]\n" + "".join(
         f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n" for n in range(24)
     )
-    begun = time.monotonic()
+    begun = time.process_time()  # of this process alone, since the machine may be busy
     assert meta.parse(bomb.encode()).flaw == "holds YAML aliases"
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_a_huge_meta_is_not_read(tmp_path):

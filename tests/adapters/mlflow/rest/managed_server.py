@@ -79,11 +79,13 @@ class Managed(faults.Proxy):
 
     def throttle(self, path: str) -> None:
         """Some calls meet 429, which says when to come back in seconds or as a date."""
-        for end, left in self.busy.items():
-            if left and urlsplit(path).path.endswith(end):
-                self.busy[end] = left - 1
-                when = "0" if left % 2 else formatdate(usegmt=True)
-                self.refuse("busy", 429, b"<html>Too Many Requests</html>", ("Retry-After", when))
+        with self._turn:  # requests come from many threads
+            end = next((one for one, left in self.busy.items() if left and urlsplit(path).path.endswith(one)), "")
+            left = self.busy.get(end, 0)
+            self.busy |= {end: left - 1} if left else {}
+        if left:
+            when = "0" if left % 2 else formatdate(usegmt=True)
+            self.refuse("busy", 429, b"<html>Too Many Requests</html>", ("Retry-After", when))
 
     def served(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
         place = urlsplit(path).path
@@ -113,8 +115,10 @@ class Managed(faults.Proxy):
         if not token:
             return answer(200, {"next_page_token": f"{size}~"})
         bound, _, inner = token.partition("~")
-        if bound != str(size) or end in self.expire:
-            self.expire.discard(end)
+        with self._turn:
+            refused = bound != str(size) or end in self.expire
+            self.expire -= {end} if refused else set()
+        if refused:
             self.refuse("token", 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "Invalid page token"})
         ask |= {"max_results": min(size, self.page)} | ({"page_token": inner} if inner else {})
         path, body = self._told(path, body, ask)

@@ -36,7 +36,7 @@ def filled(server_of, tmp_path_factory):
     """A server of its own with some of everything."""
     server = servers.start(servers.CURRENT, tmp_path_factory.mktemp("filled"))
     python = servers.environment(servers.CURRENT) / "python"
-    subprocess.run([python, FILL, server.url], check=True, capture_output=True, cwd=server.folder, timeout=120)
+    subprocess.run([python, FILL, server.url], check=True, capture_output=True, cwd=server.folder, timeout=300)
     yield server
     server.stop()
 

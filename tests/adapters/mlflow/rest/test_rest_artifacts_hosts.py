@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -18,6 +18,7 @@ from mlmigrate.adapters.mlflow.rest.presigned import Presigned, endpoints
 from mlmigrate.adapters.mlflow.rest.uploads import Uploads
 from mlmigrate.model import Artifact
 from mlmigrate.steps import Steps
+from recorder import Server
 
 SECRET = "s3cr3t-token"  # of nobody
 MIB = 1 << 20
@@ -128,8 +129,7 @@ class Listener:
 
             def log_message(self, *args): ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -16,6 +15,7 @@ from mlmigrate.adapters.mlflow.direct import Stores
 from mlmigrate.adapters.mlflow.repositories import allowed, repository_artifacts, strange_path
 from mlmigrate.address import parse
 from mlmigrate.errors import BadData, MigrateError, NotFound, Refused, Unavailable, UsageError
+from recorder import Server
 
 SECRET = "s3cr3t-canary-of-the-source"
 
@@ -48,8 +48,7 @@ class Fake:
 
             def log_message(self, *args): ...
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -268,9 +267,11 @@ def test_a_server_that_is_away_is_unavailable():
 
 def test_a_server_that_says_nothing_is_unavailable(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "0.3")
-    answers = {"/version": lambda path, body: time.sleep(1.5) or b"3.1.0"}
+    given_up = threading.Event()
+    answers = {"/version": lambda path, body: given_up.wait(60) and b"3.1.0"}
     with fake(answers) as server, pytest.raises(Unavailable, match="does not answer"):
         open_source(parse(f"mlflow:{server.url}"), Context("source"))
+    given_up.set()
 
 
 def test_waits_as_long_as_the_server_asks_for():

