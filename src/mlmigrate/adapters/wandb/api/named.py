@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
+from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
-from mlmigrate.errors import NotFound
+from mlmigrate.errors import MigrateError, NotFound, Unavailable
 
 AT_ONCE = 50
 VERSION = """
@@ -17,7 +18,10 @@ query VersionOfClientID($id: ID!) {
 
 
 def named_by(client: Client, ids: Sequence[str]) -> dict[str, str]:
-    """Client id -> W&B's own id of the version, for those that the server knows. Raises Unsupported."""
+    """Client id -> W&B's own id of the version, for those that the server knows.
+
+    Raises Unsupported where it tells of none, whatever it says; Unavailable.
+    """
     found: dict[str, str] = {}
     for first in range(0, len(ids), AT_ONCE):
         found |= _some(client, ids[first : first + AT_ONCE])
@@ -40,8 +44,14 @@ def where_is(client: Client, id: str) -> tuple[str, str, str, str] | None:
 def _some(client: Client, ids: Sequence[str]) -> dict[str, str]:
     try:
         answer = client.graphql(_query(len(ids)), {f"c{n}": id_ for n, id_ in enumerate(ids)})
-    except NotFound:  # of one of them
-        return {} if len(ids) == 1 else {key: value for id_ in ids for key, value in _some(client, [id_]).items()}
+    except (Unavailable, Unsupported):
+        raise
+    except MigrateError as error:  # several at once are not taken, or one of them is not known
+        if len(ids) > 1:
+            return {key: value for id_ in ids for key, value in _some(client, [id_]).items()}
+        if isinstance(error, NotFound):
+            return {}
+        raise Unsupported(error.message, error.hint) from error
     told = {id_: answer.get(f"c{n}") or {} for n, id_ in enumerate(ids)}
     return {id_: str(one["serverID"]) for id_, one in told.items() if one.get("serverID")}
 

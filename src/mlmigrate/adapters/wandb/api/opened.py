@@ -87,7 +87,10 @@ class OnlineRun:
         return events(self._client, self._where, self._events, early, self.losses)
 
     def called(self, named: Named) -> tuple[Version, ...]:
-        """What it logged, with the ids by which rows and summary name it. An older server does not tell them."""
+        """What it logged, with the ids by which rows and summary name it, as far as the server tells.
+
+        What it does not tell is told where it matters: by a target that is W&B too.
+        """
         found: dict[str, list[tuple[str, str]]] = {}
         with suppress(Unsupported):
             for client, id_ in named_by(self._client, list(named.clients)).items():

@@ -211,7 +211,8 @@ class Sending:
             self.losses.append(Loss(where.id, shown, "this W&B server has none for artifacts"))
         if made.unnamed:
             shown = f"artifact {version.name} as values show it"
-            self.losses.append(Loss(where.id, shown, "W&B has another version under the id that they name it by"))
+            because = "the id that they name it by is another version's, or the server does not tell whose"
+            self.losses.append(Loss(where.id, shown, because))
         return made
 
     def _stream_history(self, stream: Stream, sheet: Sheet, start: int) -> tuple[list[bytes] | None, tuple[int, int]]:
