@@ -42,6 +42,9 @@ def create_artifact(world: World, given: dict[str, Any]) -> dict[str, Any]:
             _point(sequence, _member(twin, sequence), alias)
         _register(world, given, twin)
         return {"artifact": ArtifactNode(world, twin)}
+    begun = world.store.clients.get(given.get("clientID"))
+    if begun is not None and begun.state == "PENDING" and (begun.sequence, begun.digest) == (sequence, given["digest"]):
+        return {"artifact": ArtifactNode(world, begun)}  # asked for again: an answer was lost, or its maker was killed
     artifact = Artifact(sequence, next(world.store.numbers), given["digest"], now(), run=run)
     artifact.algorithm = given.get("digestAlgorithm") or MD5
     if any(one.artifact.algorithm != artifact.algorithm for one in sequence.members):

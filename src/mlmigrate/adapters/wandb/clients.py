@@ -19,7 +19,8 @@ from typing import Any
 from mlmigrate.adapters.wandb.shape import Version
 
 _HINT = b"wandb-"
-_URL = re.compile(r"wandb-(client-)?artifact://([0-9A-Za-z]{1,256})(:latest)?/")
+_URL = re.compile(r"wandb-(client-)?artifact://([0-9A-Za-z]{1,128})(:latest)?/")
+MOST = 10_000  # times that a version is logged
 _ID = re.compile(r"[0-9A-Za-z]{1,128}")  # the SDK makes them of 128 letters and digits
 
 
@@ -68,7 +69,7 @@ class Named:
 
     def _pair(self, value: Mapping[str, Any]) -> None:
         own, latest = (_parts(value.get(name)) for name in ("artifact_path", "_latest_artifact_path"))
-        if own and latest and latest[1]:
+        if own and latest and latest[1] and not own[1]:
             self.clients[own[0]] = latest[0]
 
     def _url(self, text: str) -> None:
@@ -82,10 +83,9 @@ class Named:
 
 
 def sound(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those that are ids indeed."""
-    return [
-        (client, sequence) for client, sequence in pairs if _ID.fullmatch(client) and _ID.fullmatch(sequence or "0")
-    ]
+    """Those that are ids indeed, once each, and no more than anybody logs."""
+    found = dict.fromkeys(pair for pair in pairs if _ID.fullmatch(pair[0]) and _ID.fullmatch(pair[1] or "0"))
+    return list(found)[:MOST]
 
 
 def _parts(text: object) -> tuple[str, bool] | None:

@@ -104,7 +104,7 @@ def files_of(run: WandbRun, told: Provenance) -> tuple[list[Kept], list[Loss]]:
     kept: list[Kept] = []
     losses: list[Loss] = []
     for name, folder in told.trees.items():
-        version = _version(run.logged, name)
+        version = _version(run.logged, name) or _version([one for one in run.used if one.files], name)
         if version is None:
             losses.append(Loss(run.id, f"artifact {name!r} of W&B", f"it is gone, and with it what lay in {folder!r}"))
             continue
@@ -119,6 +119,16 @@ def files_of(run: WandbRun, told: Provenance) -> tuple[list[Kept], list[Loss]]:
         else:
             kept.append(Kept(path, found))
     return kept, losses
+
+
+def lent(run: WandbRun) -> frozenset[str]:
+    """What holds files of a run that we wrote, and is another run's: "name" or "name:digest" of versions it has used.
+
+    W&B makes no second version of what it has.
+    """
+    told = provenance_of(run)
+    trees = told.trees if told is not None else ()
+    return frozenset(name for name in trees if _version(run.logged, name) is None)
 
 
 def has_records(run: WandbRun) -> bool:

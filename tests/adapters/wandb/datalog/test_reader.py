@@ -437,6 +437,35 @@ def test_what_was_logged_again_is_one_version_with_all_its_names(tmp_path):
     assert [one.clients for one in run.used] == [()]
 
 
+def test_an_alias_is_of_the_version_that_was_logged_with_it_last(tmp_path):
+    def logged(digest, *aliases):
+        return wandblogs.artifact("net", "model", {}, run_id="a", digest=digest, aliases=aliases)
+
+    records = [logged("d", "best", "latest"), logged("e", "good", "latest"), logged("d", "latest")]
+    wandblogs.write(tmp_path / "run-a.wandb", [wandblogs.header(), wandblogs.run("a"), *records, wandblogs.exit_()])
+    run = Log(tmp_path / "run-a.wandb").run
+    assert [(one.digest, one.aliases) for one in run.logged] == [("d", ("best", "latest")), ("e", ("good",))]
+
+
+def test_references_have_the_sizes_that_they_were_logged_with(tmp_path):
+    made = wandblogs.artifact("net", "model", {"known": ("d", 5, ""), "unknown": ("e", 0, "")}, run_id="a")
+    for entry in made.artifact.manifest.contents:
+        entry.ref = f"s3://bucket/{entry.path}"
+    wandblogs.write(tmp_path / "run-a.wandb", [wandblogs.header(), wandblogs.run("a"), made, wandblogs.exit_()])
+    (net,) = Log(tmp_path / "run-a.wandb").artifacts
+    assert {one.path: one.size for one in net.entries} == {"known": 5, "unknown": None}
+
+
+def test_an_alias_belongs_to_what_was_logged_with_it_last(tmp_path):
+    records = [
+        wandblogs.artifact("net", "model", {}, run_id="a", digest=digest, aliases=aliases)
+        for digest, aliases in [("d", ["latest"]), ("e", ["latest", "best"]), ("d", ["best", "latest"]), ("f", ["x"])]
+    ]
+    wandblogs.write(tmp_path / "run-a.wandb", [wandblogs.header(), wandblogs.run("a"), *records, wandblogs.exit_()])
+    logged = Log(tmp_path / "run-a.wandb").run.logged
+    assert {one.digest: set(one.aliases) for one in logged} == {"d": {"latest", "best"}, "e": set(), "f": {"x"}}
+
+
 @pytest.mark.parametrize(("of", "what"), [("other", "history until _step=3"), ("a", "rewound to _step=3")])
 def test_a_run_that_goes_on_from_a_point_of_another_says_so(tmp_path, of, what):
     begun = wandblogs.run("a")

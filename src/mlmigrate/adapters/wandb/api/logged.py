@@ -40,7 +40,7 @@ from mlmigrate.adapters.wandb.api.writes import (
     VERSIONS,
 )
 from mlmigrate.adapters.wandb.shape import Version
-from mlmigrate.errors import MigrateError, Unavailable
+from mlmigrate.errors import Conflict, MigrateError, Unavailable
 
 FILES_PER_CALL = 200
 MULTIPART = 2 << 30  # bytes from which on a file goes in parts
@@ -58,13 +58,17 @@ _NUMBER = re.compile(r"v\d+")  # aliases that W&B gives itself
 class Made:
     """A version on the server.
 
+    there     it was there already, by an earlier try of the run, or by another run
+    lent      another run made it: this one is told to have used it
     untagged  the server has no tags for versions
-    unnamed   how many of the ids by which values name it mean another version there
+    unnamed   how many of the ids by which values name it mean another version there, or nobody says which
     """
 
     id: str
     name: str
     digest: str
+    there: bool = False
+    lent: bool = False
     untagged: bool = False
     unnamed: int = 0
 
@@ -133,16 +137,21 @@ class Artifacts:
         with turn:
             digest = given.digest
             (called, *others), unnamed = self._clients(given, digest)
-            artifact = self._create(given, digest, *called)
-            if artifact["state"] != "COMMITTED":
+            try:
+                artifact = self._create(given, digest, *called)
+            except Conflict:  # somebody has just taken its id, or the collection's is another's
+                artifact = self._create(given, digest, *self._own(given, digest))
+                unnamed += 1
+            there = artifact["state"] == "COMMITTED"
+            if not there:
                 self._fill(given, artifact)
                 self._commit(given, artifact["id"])
-            for also in others:  # it was logged more than once: the answer is the same version
-                self._create(given, digest, *also)
+            for also in others:  # it was logged more than once
+                unnamed += not self._also(given, digest, artifact["id"], also)
             self._settle_aliases(given, artifact["id"])
         self.made[given.where.project, given.version.name, digest] = artifact["id"]
         untagged = bool(given.version.tags) and TAGS in self.lacks
-        return Made(artifact["id"], given.version.name, digest, untagged, unnamed)
+        return Made(artifact["id"], given.version.name, digest, there, untagged=untagged, unnamed=unnamed)
 
     def use(self, where: Where, artifact: str) -> None:
         """The run has read this version."""
@@ -202,20 +211,28 @@ class Artifacts:
 
         Those that values name it by, where they are free; else ones of ours, always the same.
         """
-        version, home = given.version, (given.where.entity, given.where.project)
-        sequence = _client_id(*home, version.type, version.name)
-        own = _client_id(*home, given.run or "", version.type, version.name, digest), sequence
-        wanted = clients.sound(version.clients)
+        own, wanted = self._own(given, digest), clients.sound(given.version.clients)
         if not wanted:
             return [own], 0
-        try:
-            taken = named_by(self.client, [client for client, _ in wanted])
-        except Unsupported:
-            return [own], len(wanted)
-        here = (*home, version.name, digest)
+        taken, untold = named_by(self.client, [client for client, _ in wanted])
+        here = (given.where.entity, given.where.project, given.version.name, digest)
         mine = {id_ for id_ in set(taken.values()) if where_is(self.client, id_) == here}
-        free = [(one, whole or sequence) for one, whole in wanted if one not in taken or taken[one] in mine]
-        return free or [own], len(wanted) - len(free)
+        whole = [(client, sequence or own[1]) for client, sequence in wanted]
+        known = [pair for pair in whole if taken.get(pair[0]) in mine]
+        free = [pair for pair in whole if pair[0] not in taken and pair[0] not in untold]
+        return [*known[:1], *free] or [own], len(wanted) - len(known) - len(free)
+
+    def _own(self, given: Draft, digest: str) -> tuple[str, str]:
+        version, home = given.version, (given.where.entity, given.where.project)
+        own = _client_id(*home, given.run or "", version.type, version.name, digest)
+        return own, _client_id(*home, version.type, version.name)
+
+    def _also(self, given: Draft, digest: str, id: str, ids: tuple[str, str]) -> bool:
+        """Whether the version has these ids now, too."""
+        try:
+            return bool(self._create(given, digest, *ids)["id"] == id)
+        except Conflict:
+            return False
 
     def _create(self, given: Draft, digest: str, id_: str, sequence: str) -> dict[str, Any]:
         version, where = given.version, given.where

@@ -17,22 +17,31 @@ query VersionOfClientID($id: ID!) {
 """
 
 
-def named_by(client: Client, ids: Sequence[str]) -> dict[str, str]:
-    """Client id -> W&B's own id of the version, for those that the server knows.
+def named_by(client: Client, ids: Sequence[str]) -> tuple[dict[str, str], set[str]]:
+    """Client id -> W&B's own id of the version, for those that the server knows; and those of which it does not tell.
 
-    Raises Unsupported where it tells of none, whatever it says; Unavailable.
+    Raises Unavailable.
     """
     found: dict[str, str] = {}
-    for first in range(0, len(ids), AT_ONCE):
-        found |= _some(client, ids[first : first + AT_ONCE])
-    return found
+    untold: set[str] = set()
+    try:
+        for first in range(0, len(ids), AT_ONCE):
+            found |= _some(client, ids[first : first + AT_ONCE], untold)
+    except Unsupported:
+        untold |= set(ids) - found.keys()
+    return found, untold
 
 
 def where_is(client: Client, id: str) -> tuple[str, str, str, str] | None:
-    """Entity, project, collection and digest of a version; None where it is gone."""
+    """Entity, project, collection and digest of a version; None where it is gone, or the server does not say.
+
+    Raises Unavailable.
+    """
     try:
         found = client.graphql(VERSION, {"id": id}).get("artifact") or {}
-    except NotFound:
+    except Unavailable:
+        raise
+    except MigrateError:  # it may be of a project that is not for us
         return None
     home = found.get("artifactSequence") or {}
     project = home.get("project") or {}
@@ -41,17 +50,17 @@ def where_is(client: Client, id: str) -> tuple[str, str, str, str] | None:
     return (str(told[0]), str(told[1]), str(told[2]), str(told[3])) if all(told) else None
 
 
-def _some(client: Client, ids: Sequence[str]) -> dict[str, str]:
+def _some(client: Client, ids: Sequence[str], untold: set[str]) -> dict[str, str]:
     try:
         answer = client.graphql(_query(len(ids)), {f"c{n}": id_ for n, id_ in enumerate(ids)})
     except (Unavailable, Unsupported):
         raise
     except MigrateError as error:  # several at once are not taken, or one of them is not known
         if len(ids) > 1:
-            return {key: value for id_ in ids for key, value in _some(client, [id_]).items()}
-        if isinstance(error, NotFound):
-            return {}
-        raise Unsupported(error.message, error.hint) from error
+            return {key: value for id_ in ids for key, value in _some(client, [id_], untold).items()}
+        if not isinstance(error, NotFound):
+            untold.add(ids[0])
+        return {}
     told = {id_: answer.get(f"c{n}") or {} for n, id_ in enumerate(ids)}
     return {id_: str(one["serverID"]) for id_, one in told.items() if one.get("serverID")}
 

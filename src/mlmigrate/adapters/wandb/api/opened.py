@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
+from mlmigrate.adapters.wandb import restored
 from mlmigrate.adapters.wandb.api import operations
 from mlmigrate.adapters.wandb.api.answers import Unsupported
 from mlmigrate.adapters.wandb.api.client import Client
@@ -87,14 +88,14 @@ class OnlineRun:
         return events(self._client, self._where, self._events, early, self.losses)
 
     def called(self, named: Named) -> tuple[Version, ...]:
-        """What it logged, with the ids by which rows and summary name it, as far as the server tells.
-
-        What it does not tell is told where it matters: by a target that is W&B too.
-        """
+        """What it logged, with the ids by which rows and summary name it, as far as the server tells."""
         found: dict[str, list[tuple[str, str]]] = {}
-        with suppress(Unsupported):
-            for client, id_ in named_by(self._client, list(named.clients)).items():
-                found.setdefault(id_, []).append((client, named.clients[client]))
+        known, untold = named_by(self._client, list(named.clients))
+        for client, id_ in known.items():
+            found.setdefault(id_, []).append((client, named.clients[client]))
+        if untold:
+            because = "W&B does not tell which versions their ids mean"
+            self.losses.append(Loss(self.run.id, f"{len(untold)} artifacts that values show", because))
         logged = zip(self.ids, self.run.logged, strict=True)
         return tuple(replace(version, clients=tuple(found.get(id_, ()))) for id_, version in logged)
 
@@ -116,9 +117,10 @@ def open_run(client: Client, listed: Listed, sweep: Json | None = None) -> Onlin
         told,
         files=(*files, *console),
         logged=tuple(_logged(client, node, run.id, losses) for node in logged),
-        used=tuple(version_of(node, producer_of(node)) for node in used),
         sweep_config=dict(sweep or {}),
     )
+    lent = restored.lent(opened.run)
+    opened.run = replace(opened.run, used=tuple(_used(client, node, lent, run.id, losses) for node in used))
     return opened
 
 
@@ -218,6 +220,14 @@ def _page(client: Client, where: Where, part: str, cursor: str | None) -> Json |
 
 def _logged(client: Client, node: Json, run: str, losses: list[Loss]) -> Version:
     return replace(version_of(node, run), files=files_of(client, node, run, losses))
+
+
+def _used(client: Client, node: Json, lent: frozenset[str], run: str, losses: list[Loss]) -> Version:
+    """A version that the run read; with its files, where they are in its own name among the run's."""
+    found = version_of(node, producer_of(node))
+    if lent.isdisjoint((found.name, f"{found.name}:{found.digest}")):
+        return found
+    return replace(found, files=files_of(client, node, run, losses))
 
 
 def _metadata(files: Sequence[File]) -> dict[str, Any]:

@@ -154,14 +154,17 @@ class Proof:
             indices = {id_: node.get("versionIndex") for id_, node in there.items()}
             self.numbers |= {id_: index for id_, index in indices.items() if isinstance(index, int)}
             for made in one.logged:
+                if made.lent:
+                    continue
                 node = there.get(made.id)
                 if node is None:
                     found.append(f"the artifact {made.name!r} is missing")
                 elif node["state"] != "COMMITTED" or node["digest"] != made.digest:
                     found.append(f"the artifact {made.name!r} is {node['state']} with the digest {node['digest']}")
-        if one.used:
+        meant = [*one.used, *(made.id for made in one.logged if made.lent)]
+        if meant:
             used = {node["id"] for node in self.artifacts(one.where, INPUT_ARTIFACTS)}
-            found += [f"the use of the artifact {id_!r} is missing" for id_ in one.used if id_ not in used]
+            found += [f"the use of the artifact {id_!r} is missing" for id_ in meant if id_ not in used]
         return found
 
     def artifacts(self, where: Where, operation: str) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,7 @@ from mlmigrate.adapters.wandb.api.stream import (
 from mlmigrate.adapters.wandb.api.there import Existing, There, provenance, told_anew
 from mlmigrate.adapters.wandb.api.turns import Ticket, Turns
 from mlmigrate.adapters.wandb.api.uploads import PIECE, Bytes, send_files, send_to
-from mlmigrate.adapters.wandb.api.writes import RUN_FILES
+from mlmigrate.adapters.wandb.api.writes import OUTPUT_ARTIFACTS, RUN_FILES
 from mlmigrate.adapters.wandb.provenance import KEY
 from mlmigrate.adapters.wandb.restored import number_of
 from mlmigrate.adapters.wandb.shape import Collection, Sheet, Version, WandbRun
@@ -206,6 +206,11 @@ class Sending:
 
     def _log(self, where: Where, version: Version) -> Made:
         made = self.artifacts.log(draft(where, where.id, version))
+        if made.there and made.id not in {node["id"] for node in self.proof.artifacts(where, OUTPUT_ARTIFACTS)}:
+            self.artifacts.use(where, made.id)
+            made = replace(made, lent=True)
+            because = "W&B has it by another run, which made the same: this one is told to have used it"
+            self.losses.append(Loss(where.id, f"artifact {version.name} as its own", because))
         if made.untagged:
             shown = f"tags {', '.join(version.tags)} of the artifact {version.name}"
             self.losses.append(Loss(where.id, shown, "this W&B server has none for artifacts"))

@@ -52,6 +52,7 @@ class Log:
         live = time.time() - about.st_mtime < SILENT
         state = State(self._tell)
         self._take(state)
+        state.settle()
         name = self._name.removesuffix(".wandb").removeprefix("run-")
         self.run: WandbRun = state.run(name, live=live, lines=self.counts.get("history", 0))
         self.artifacts: Sequence[Logged] = tuple(state.artifacts)

@@ -47,7 +47,6 @@ class Logged:
     manifest_file: str = ""
     incremental: bool = False
     distributed: str = ""
-    client_id: str = ""
 
 
 class State:
@@ -58,6 +57,8 @@ class State:
         self.record: Message = pb.RunRecord()
         self.artifacts: list[Logged] = []
         self._logged: dict[tuple[str, str], int] = {}  # name, digest -> its place among the artifacts
+        self._called: dict[int, list[tuple[str, str]]] = {}  # that place -> all ids of one that was logged again
+        self._aliased: dict[tuple[str, str], int] = {}  # name, alias -> the place of the version that has it
         self.files: dict[str, None] = {}
         self._config: dict[str, Json] = {}
         self._summary: dict[Path, str] = {}
@@ -203,15 +204,28 @@ class State:
     def _take_artifact(self, artifact: Message) -> None:
         """W&B makes no second version of what it has: logged again, the first one gets the aliases."""
         found = _logged(artifact, _value(artifact.metadata or "{}"))
-        version = found.version
-        at = None if found.used else self._logged.setdefault((version.name, version.digest), len(self.artifacts))
-        if at is None or at == len(self.artifacts) or not _same(self.artifacts[at], found):
+        version, at = found.version, len(self.artifacts)
+        first = at if found.used else self._logged.setdefault((version.name, version.digest), at)
+        if first < at and _same(self.artifacts[first], found):
+            at = first
+            self._called.setdefault(at, [*self.artifacts[at].version.clients]).extend(version.clients)
+        else:
             self.artifacts.append(found)
+        if not found.used:
+            self._aliased |= {(version.name, alias): at for alias in version.aliases}
+
+    def settle(self) -> None:
+        """After the last record: an artifact that was logged again has all its ids, and an alias one version."""
+        if not self._called:
             return
-        first = self.artifacts[at].version
-        aliases = tuple(dict.fromkeys((*first.aliases, *version.aliases)))
-        both = replace(first, aliases=aliases, clients=(*first.clients, *version.clients))
-        self.artifacts[at] = replace(self.artifacts[at], version=both)
+        held: dict[int, list[str]] = {}
+        for (_, alias), at in self._aliased.items():
+            held.setdefault(at, []).append(alias)
+        for at, one in enumerate(self.artifacts):
+            if not one.used:
+                ids = tuple(self._called.get(at, one.version.clients))
+                version = replace(one.version, aliases=tuple(held.get(at, ())), clients=ids)
+                self.artifacts[at] = replace(one, version=version)
 
     def _take_use_artifact(self, use: Message) -> None:
         name, _, version = use.name.partition(":")
@@ -332,7 +346,6 @@ def _logged(artifact: Message, metadata: Json) -> Logged:
         manifest_file=getattr(manifest, "manifest_file_path", ""),
         incremental=artifact.incremental_beta1,
         distributed=artifact.distributed_id,
-        client_id=artifact.client_id,
     )
 
 
@@ -340,7 +353,8 @@ def _same(one: Logged, other: Logged) -> bool:
     """Whether two of one name and digest are one version: equal but for how it is called, and where its files lay."""
     plain = [replace(it.version, clients=(), aliases=()) for it in (one, other)]
     files = [[(entry.path, entry.digest, entry.size, entry.ref) for entry in it.entries] for it in (one, other)]
-    return bool(one.version.digest) and plain[0] == plain[1] and files[0] == files[1] and not one.incremental
+    partial = one.incremental or other.incremental
+    return bool(one.version.digest) and not partial and plain[0] == plain[1] and files[0] == files[1]
 
 
 def _clients(artifact: Message) -> tuple[tuple[str, str], ...]:
@@ -351,7 +365,8 @@ def _clients(artifact: Message) -> tuple[tuple[str, str], ...]:
 def _entry(entry: Message) -> Entry:
     extra = {item.key: _value(item.value_json) for item in entry.extra}
     extra = {key: value for key, value in extra.items() if value is not _UNREADABLE}
-    return Entry(entry.path, entry.digest, None if entry.ref else entry.size, entry.local_path, entry.ref, extra)
+    size = None if entry.ref and not entry.size else entry.size  # of a reference it may not be known
+    return Entry(entry.path, entry.digest, size, entry.local_path, entry.ref, extra)
 
 
 def _path(item: Message) -> Path:

@@ -108,9 +108,12 @@ class OfflineRun:
             yield from log.events()
         self._tell()
 
-    def called(self, named: Named) -> tuple[Version, ...]:  # noqa: ARG002  the log has told of all
-        """What it logged, with the ids that the log tells."""
-        return self.run.logged
+    def called(self, named: Named) -> tuple[Version, ...]:
+        """What it logged, with those of the ids that the log tells by which a value names it."""
+        return tuple(
+            replace(one, clients=tuple(pair for pair in one.clients if pair[0] in named.clients))
+            for one in self.run.logged
+        )
 
     def _tell(self) -> None:
         """Passes on what the logs lost since they were asked last."""
