@@ -111,7 +111,7 @@ def test_a_folder_with_an_mlmodel_is_a_model_and_all_else_is_one_artifact(spool)
         "plots/a.png": b"png",
         "readme": b"",
     }
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, files), None, page=False)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, files), None)
     assert losses == []
     shape = {(one.name, one.type): sorted(file.path for file in one.files) for one in found.logged}
     assert shape == {
@@ -127,18 +127,18 @@ def test_a_folder_with_an_mlmodel_is_a_model_and_all_else_is_one_artifact(spool)
 
 def test_a_model_at_the_top_of_the_tree_holds_all_of_it(spool):
     files = {"MLmodel": b"flavors: {}", "a/b": b"1"}
-    found, _ = goods(RUN, HOME, Options(), spooled(spool, files), None, page=False)
+    found, _ = goods(RUN, HOME, Options(), spooled(spool, files), None)
     assert [(one.type, len(one.files)) for one in found.logged] == [("model", 2)]
     assert back(RUN, found) == files
 
 
 def test_a_run_without_files_logs_nothing():
-    assert goods(RUN, HOME, Options(), {}, None, page=False) == (Goods(), [])
+    assert goods(RUN, HOME, Options(), {}, None) == (Goods(), [])
 
 
 def test_files_that_a_person_wants_on_the_run_page_are_there(spool):
     files = {"plots/a.png": b"1", "plots/b.png": b"2", "data.csv": b"3", "config.yaml": b"4", "output.log": b"5"}
-    found, _ = goods(RUN, HOME, Options(run_files="**"), spooled(spool, files), None, page=False)
+    found, _ = goods(RUN, HOME, Options(run_files="**"), spooled(spool, files), None)
     assert {file.path for file in found.files} == {"plots/a.png", "plots/b.png", "data.csv", "output.log"}
     # W&B writes these two itself, so ours lie where it does not
     assert [sorted(file.path for file in one.files) for one in found.logged] == [["config.yaml", "output.log"]]
@@ -204,7 +204,7 @@ def test_what_wandb_had_goes_where_it_was_and_comes_back_as_it_lay(spool):
     net = Version("net", "model", "v3", "team", "vision", description="d", metadata={"n": 1}, aliases=("best", "v3"))
     tree, had = native(files=page, versions=((net, NET),))
     tree |= {"wandb/history.jsonl": b"{}\n", "added.txt": b"later"}
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     assert losses == []
     assert {file.path for file in found.files} == {"output.log", "media/images/a.png"}
     logged, rest = found.logged
@@ -220,14 +220,14 @@ def test_versions_of_one_name_are_logged_in_their_order(spool):
     second = (Version("net", "model", "v10", aliases=("latest",)), {"w": b"2"})
     first = (Version("net", "model", "v9"), {"w": b"1"})
     tree, had = native(versions=(second, first))
-    found, _ = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, _ = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     assert [content(one.files[0]) for one in found.logged if one.name == "net"] == [b"1", b"2"]
     assert back(RUN, found, had) == tree
 
 
 def test_two_versions_of_the_same_files_are_one_and_that_is_told(spool):
     tree, had = native(versions=((Version("net", "model", "v0"), NET), (Version("net", "model", "v2"), NET)))
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     assert [one.name for one in found.logged if one.type == "model"] == ["net"]
     assert [(loss.what, loss.because) for loss in losses] == [
         ("artifact net:v2 of W&B", "another version has the same files"),
@@ -239,7 +239,7 @@ def test_references_stay_and_bytes_that_are_gone_are_told(spool):
     refs = (File("there.csv", ref="https://example.com/x.csv", digest="etag", size=3),)
     tree, had = native(versions=((Version("net", "model", "v0", files=refs), NET | {"lost": b"x"}),))
     del tree["wandb/artifacts/net/v0/lost"]
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     version = next(one for one in found.logged if one.name == "net")
     assert {file.path: file.ref for file in version.files} == {"there.csv": refs[0].ref, "model/w.bin": ""}
     assert [(loss.what, loss.because) for loss in losses] == [
@@ -250,7 +250,7 @@ def test_references_stay_and_bytes_that_are_gone_are_told(spool):
 def test_references_by_ids_of_another_server_stay_and_are_told(spool):
     refs = tuple(File(f"{n}", ref=f"wandb-{kind}artifact://ff/x", digest="e") for n, kind in enumerate(("", "client-")))
     tree, had = native(versions=((Version("net", "model", "v0", files=refs), NET),))
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     version = next(one for one in found.logged if one.name == "net")
     assert [file.ref for file in version.files if file.ref] == [one.ref for one in refs]
     assert ["2 of its references" in loss.because for loss in losses] == [True]
@@ -259,14 +259,14 @@ def test_references_by_ids_of_another_server_stay_and_are_told(spool):
 def test_what_was_logged_twice_is_one_version_with_the_ids_of_both(spool):
     one, other = (Version("net", "model", f"v{n}", clients=((f"c{n}", f"s{n}"),)) for n in range(2))
     tree, had = native(versions=((one, NET), (other, NET)))
-    found, _ = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, _ = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     assert [made.clients for made in found.logged if made.name == "net"] == [(("c0", "s0"), ("c1", "s1"))]
 
 
 def test_a_version_whose_bytes_are_all_gone_is_told_and_not_made(spool):
     tree, had = native(versions=((Version("net", "model", "v0"), {"a": b"1", "b": b"2"}),))
     tree = {path: data for path, data in tree.items() if path == "wandb/run.json"}
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     assert [one.type for one in found.logged] == ["mlflow-artifacts"]
     assert [loss.because for loss in losses] == ["the bytes of its files are not there"]
 
@@ -275,7 +275,7 @@ def test_a_version_that_never_had_files_is_made_again(spool):
     nothing = hashlib.md5(b"wandb-artifact-manifest-v1\n").hexdigest()
     had = Version("net", "model", "v0", digest=nothing, metadata={"accuracy": 0.9}, aliases=("best",))
     tree, told = native(versions=((had, {}),))
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), told, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), told)
     (version,) = [one for one in found.logged if one.name == "net"]
     assert (version.digest, version.metadata, version.aliases) == (nothing, {"accuracy": 0.9}, ("best",))
     assert losses == []
@@ -283,7 +283,7 @@ def test_a_version_that_never_had_files_is_made_again(spool):
 
 def test_a_version_whose_files_nobody_told_is_not_made(spool):
     tree, told = native(versions=((Version("net", "model", "v0", digest="0123"), {}),))
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), told, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), told)
     assert "net" not in [one.name for one in found.logged]
     assert [loss.because for loss in losses] == ["the bytes of its files are not there"]
 
@@ -291,7 +291,7 @@ def test_a_version_whose_files_nobody_told_is_not_made(spool):
 @pytest.mark.parametrize("kind", ["job", "wandb-history"])
 def test_versions_that_the_server_makes_itself_are_kept_as_files(spool, kind):
     tree, had = native(versions=((Version("run-maker-history", kind, "v0"), {"0.parquet": b"p"}),))
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     assert [one.type for one in found.logged] == ["mlflow-artifacts"]
     assert len(losses) == 1
     assert back(RUN, found, had) == tree
@@ -300,18 +300,11 @@ def test_versions_that_the_server_makes_itself_are_kept_as_files(spool, kind):
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/abs", "a\0b", "a/../b"])
 def test_a_path_that_is_none_goes_nowhere_but_into_the_tree(spool, path):
     tree, had = native(files={path: b"1"}, versions=((Version("net", "model", "v0"), {path: b"2", "good": b"3"}),))
-    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=True)
+    found, losses = goods(RUN, HOME, Options(), spooled(spool, tree), had)
     assert found.files == ()
     assert [one.type for one in found.logged] == ["mlflow-artifacts"]
     assert isinstance(losses[0], Loss)
     assert back(RUN, found, had) == tree
-
-
-def test_rows_that_are_no_longer_wandbs_leave_its_files_in_the_tree(spool):
-    tree, had = native(files={"output.log": b"hi", "notes.txt": b"n"})
-    found, _ = goods(RUN, HOME, Options(), spooled(spool, tree), had, page=False)
-    assert found.files == ()
-    assert back(RUN, found) == tree
 
 
 def test_what_a_native_run_read_is_looked_for_in_its_new_home(spool):
@@ -320,7 +313,7 @@ def test_what_a_native_run_read_is_looked_for_in_its_new_home(spool):
         Version("x", "dataset", "v0", "old", "p/q"),
     )
     had = WandbRun("reader", "old", "vision", used=used)
-    found, _ = goods(RUN, Home("new", "target", HOME.experiment), Options(), {}, had, page=True)
+    found, _ = goods(RUN, Home("new", "target", HOME.experiment), Options(), {}, had)
     assert [(one.entity, one.project, one.name, one.digest) for one in found.used[:1]] == [
         ("new", "target", "numbers", "d1")
     ]

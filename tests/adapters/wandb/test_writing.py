@@ -641,7 +641,16 @@ def test_steps_that_do_not_rise_any_more_make_the_rows_ours(tmp_path):
     held = replace(held, points=pa.concat_tables([held.points, pa.Table.from_batches([more])]))
     kept, place = write_native(tmp_path, held)
     assert [loss.what for loss in place.losses] == ["rows of W&B"]
-    assert_same(read(kept.held["maker"], held.ref), held)
+    stored = kept.held["maker"]
+    assert_same(read(stored, held.ref), held)
+    assert told_in_rows(stored) == told_in_rows(Own())  # with what is no number, and what that shows
+    assert (stored.run.summary["verdict"], [one.path for one in stored.run.files]) == ("good", ["output.log"])
+
+
+def told_in_rows(run):
+    """The values of keys that have no numbers."""
+    rows = rows_of(list(run.history()))
+    return [(key, row[key]) for row in rows for key in ("note", "hist") if key in row]
 
 
 def test_exact_values_of_a_metric_that_is_not_there_under_its_name_are_left_out_and_told(tmp_path):

@@ -402,7 +402,7 @@ def _told(found: WandbRun, facts: Facts, native: WandbRun | None) -> WandbRun:
     if native is None or not facts.native:
         metrics = METRICS if facts.rows else ()
         internal = {"m": encoded(expanded(metrics, map(escaped, keys))), "e": {WRITER: _environment(found)}}
-        summary = _summary(found, facts)
+        summary = _summary(found, facts) | (_words(native.summary) if native is not None else {})
     else:
         metrics, internal = native.metrics, dict(_safe(native.internal))
         if metrics and "m" not in internal:  # a log has them as records of their own
@@ -444,6 +444,18 @@ def _summary(found: WandbRun, facts: Facts) -> dict[str, Any]:
     if found.runtime is not None:
         summary["_wandb"] = {"runtime": max(0, round(found.runtime))}
     return summary
+
+
+def _words(part: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """What W&B had in a summary beside numbers: those are told by points."""
+    kept: dict[str, Any] = {}
+    for name, value in part.items():
+        if opens(value) and depth < DEEPEST:
+            if inner := _words(value, depth + 1):
+                kept[name] = inner
+        elif (depth or name not in ROW_WORDS) and number_of(value) is None:
+            kept[name] = value
+    return kept
 
 
 def _without_left_behind(part: Mapping[str, Any], keys: frozenset[str], way: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -114,15 +114,12 @@ def digest_of(files: Iterable[File]) -> str:
 
 
 def goods(
-    run: Run, home: Home, options: Options, files: Mapping[str, File], native: WandbRun | None, *, page: bool
+    run: Run, home: Home, options: Options, files: Mapping[str, File], native: WandbRun | None
 ) -> tuple[Goods, list[Loss]]:
-    """What a run logs, shows and has read. `files`: its artifacts by path, spooled.
-
-    `page`: what was on the run page of a native run goes there again (only where its rows do).
-    """
+    """What a run logs, shows and has read. `files`: its artifacts by path, spooled."""
     sorting = _Sorting(run, home, dict(files))
     if native is not None:
-        sorting.native(native, page=page)
+        sorting.native(native)
     sorting.models()
     sorting.page(options.run_files)
     sorting.rest()
@@ -145,14 +142,15 @@ class _Sorting:
         self.trees: dict[str, str] = {}
         self.paths: list[str] = []
         self.digests: dict[tuple[str, str], str] = {}
+        self._made: dict[str, int] = {}  # key of a tree of W&B's -> place of its version
         self.losses: list[Loss] = []
 
-    def native(self, native: WandbRun, *, page: bool) -> None:
+    def native(self, native: WandbRun) -> None:
         """What W&B had goes where it was."""
         told = index.of(native)
-        for path, file in told.files if page else ():
+        for path, file in told.files:
             self._show(path, file.path)
-        several = _repeated(native.logged)
+        several = _repeated((*native.logged, *native.used))
         order = sorted(
             range(len(native.logged)), key=lambda n: (native.logged[n].name, number_of(native.logged[n].version))
         )
@@ -189,7 +187,7 @@ class _Sorting:
         if not (there or empty) or key in self.trees:
             same = key in self.trees
             if same:
-                self._known_as(name, digest, had)
+                self._known_as(self._made[key], had)
             self._lose(what, "another version has the same files" if same else "the bytes of its files are not there")
             return
         if gone:
@@ -197,6 +195,7 @@ class _Sorting:
             self._lose(what, f"made without {len(gone)} of its {len(files)} files, whose bytes are not there: {first}")
         if foreign := sum(file.ref.startswith(OWN_REFS) for file in there):
             self._lose(what, f"{foreign} of its references name artifacts by ids of the W&B server that they came from")
+        self._made[key] = len(self.logged)
         self.logged.append(self._rehomed(had, name, kind, digest, there))
         self.trees[key] = folder
         if had.digest and had.digest != digest:
@@ -204,12 +203,12 @@ class _Sorting:
         for place in places:
             self.left.pop(place.path, None)
 
-    def _known_as(self, name: str, digest: str, had: Version) -> None:
-        """A version that is made already has these ids, too."""
-        for n, one in enumerate(self.logged):
-            if (one.name, one.digest) == (name, digest):
-                more = tuple(pair for pair in had.clients if pair not in one.clients)
-                self.logged[n] = replace(one, clients=(*one.clients, *more))
+    def _known_as(self, place: int, had: Version) -> None:
+        """The version that is made already has these names, too."""
+        one = self.logged[place]
+        aliases = dict.fromkeys((*one.aliases, *names.aliases(had.aliases)))
+        clients = dict.fromkeys((*one.clients, *had.clients))
+        self.logged[place] = replace(one, aliases=tuple(aliases), clients=tuple(clients))
 
     def _rehomed(self, had: Version, name: str, kind: str, digest: str, files: tuple[File, ...]) -> Version:
         return replace(

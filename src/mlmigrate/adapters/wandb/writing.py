@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlmigrate.adapters.wandb import index, moments, names, trees
-from mlmigrate.adapters.wandb.blocks import MARK, neutral
+from mlmigrate.adapters.wandb.blocks import MARK, escaped, neutral
 from mlmigrate.adapters.wandb.clients import Named
 from mlmigrate.adapters.wandb.limits import LIMITS
 from mlmigrate.adapters.wandb.natives import numbers_of
@@ -49,6 +49,10 @@ from mlmigrate.storage.local import explain
 IN_MEMORY = 100_000  # points of a pack that wait in memory before they go to disk
 ROWS_IN_MEMORY = 250_000  # points of a run that are sorted without the disk
 LARGEST_INDEX = 512 << 20  # bytes of a wandb/run.json
+RENUMBERED = (
+    "their steps do not rise: rows are numbered anew, their steps stand in the column 'mlflow/step'; "
+    "what keys of numbers hold beside these (truth values, exact integers, texts) is in wandb/history.jsonl alone"
+)
 
 
 class Homes:
@@ -238,8 +242,7 @@ class WandbPlace:
         run, home = draft.run, self._homes.of(draft.run.experiment)
         native = self._native(draft)
         written = self._written(draft, native, open_rows)
-        page = native is not None and written.native
-        goods, losses = trees.goods(run, home, self._options, draft.files, native, page=page)
+        goods, losses = trees.goods(run, home, self._options, draft.files, native)
         self._homes.logged_again(home.project, goods.digests)
         found = outgoing(run, home, self._options, _facts(draft, written, native), goods, native)
         self.losses += [*losses, *found.losses]
@@ -270,10 +273,22 @@ class WandbPlace:
                 written = rows.sorted(native=True)
                 if written.native:
                     return written
-                self._lose(draft, "rows of W&B", "their steps do not rise any more, so the rows are numbered anew")
+                self._lose(draft, "rows of W&B", RENUMBERED)
+                return self._numbered_anew(draft, open_rows, others=True)
+        return self._numbered_anew(draft, open_rows, others=False)
+
+    def _numbered_anew(self, draft: _Draft, open_rows: ExitStack, *, others: bool) -> Written:
+        """Every point, as of any run. `others`: and what keys hold beside that have no points."""
         rows = open_rows.enter_context(closing(self._rows(draft)))
         for batch in draft.points.batches():
             rows.add(batch)
+        file = draft.files.get(HISTORY_JSONL)
+        if others and file is not None and file.open is not None:
+            with file.open() as stream:
+                for step, time, runtime, name, text in index.values(stream):
+                    told = text.startswith(TELLS_A_POINT) or name in draft.points.counts
+                    if not told and escaped(neutral(name)) == name:
+                        rows.other(step, time, runtime, name, text)
         return rows.sorted(native=False)
 
     def _rows(self, draft: _Draft) -> Rows:
