@@ -20,7 +20,6 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVS = Path(os.environ.get("MLMIGRATE_TEST_ENVS", ROOT / ".cache" / "envs"))
@@ -34,7 +33,7 @@ RECIPES = {
 }
 PATIENCE = 240  # seconds; a server starts in 5 on a quiet machine
 PORTS = Path(tempfile.gettempdir()) / f"mlmigrate-ports-{os.getuid()}"
-_claims: list[IO[str]] = []  # locked as long as this process lives
+_claims: list[int] = []  # descriptors, locked as long as this process lives
 
 
 @dataclass
@@ -120,11 +119,11 @@ def free_port() -> int:
     """
     PORTS.mkdir(exist_ok=True)
     for port in random.SystemRandom().sample(range(10_000, _first_of_anybody()), 1000):
-        claim = (PORTS / str(port)).open("w")
+        claim = os.open(PORTS / str(port), os.O_WRONLY | os.O_CREAT, 0o600)
         if _locked(claim) and _unbound(port):
             _claims.append(claim)
             return port
-        claim.close()
+        os.close(claim)
     raise RuntimeError(f"no free port is found; {PORTS} holds those that are taken")
 
 
@@ -135,7 +134,7 @@ def _first_of_anybody() -> int:
     return first if first > 12_000 else 32768  # where it gives nearly all, nothing is certain
 
 
-def _locked(claim: IO[str]) -> bool:
+def _locked(claim: int) -> bool:
     try:
         fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
