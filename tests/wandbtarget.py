@@ -6,7 +6,8 @@ import json
 import os
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import stamina
 from click.testing import CliRunner
 
+import wandbserver
 from mlmigrate.adapters.base import Settings
 from mlmigrate.adapters.memory import Held, Memory, install
 from mlmigrate.address import parse
@@ -47,6 +49,15 @@ def use(server: Any, monkeypatch: Any, patience: float = 1.0) -> None:
     monkeypatch.setenv("MLMIGRATE_WANDB_PATIENCE", str(patience))
     monkeypatch.setattr("mlmigrate.steps.FIRST_WAIT", 0.02)  # waits are short where failures are many
     monkeypatch.setattr(stamina, "retry_context", partial(stamina.retry_context, wait_jitter=0.0))
+
+
+@contextmanager
+def serving(monkeypatch: Any, folder: Path) -> Iterator[wandbserver.Server]:
+    """A server of its own for commands, whose ledgers lie in `folder`."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    with wandbserver.running() as found:
+        use(found, monkeypatch)
+        yield found
 
 
 def run_of(state: Mapping[str, Any], held: Held) -> dict[str, Any]:

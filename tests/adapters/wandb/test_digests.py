@@ -7,10 +7,8 @@ import json
 import pytest
 
 import wandbsdk
-import wandbserver
-import wandbtarget
 from mlmigrate.adapters.wandb import digests
-from wandbtarget import command
+from wandbtarget import command, serving
 
 pytestmark = pytest.mark.slow
 SDK = "0.31.0"  # the first that makes them
@@ -37,9 +35,7 @@ def base64_of_md5(data):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    with wandbserver.running() as found:
-        wandbtarget.use(found, monkeypatch)
+    with serving(monkeypatch, tmp_path) as found:
         yield found
 
 

@@ -6,9 +6,7 @@ import hashlib
 import pytest
 
 import wandblogs
-import wandbserver
-import wandbtarget
-from wandbtarget import command
+from wandbtarget import command, serving
 
 pytestmark = pytest.mark.slow
 DATA = b"the same in every run"
@@ -16,9 +14,7 @@ DATA = b"the same in every run"
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    with wandbserver.running() as found:
-        wandbtarget.use(found, monkeypatch)
+    with serving(monkeypatch, tmp_path) as found:
         yield found
 
 

@@ -20,8 +20,8 @@ from mlmigrate.adapters.wandb.shape import Version
 
 _HINT = b"wandb-"
 _URL = re.compile(r"wandb-(client-)?artifact://([0-9A-Za-z]{1,128})(:latest)?/")
-MOST = 10_000  # times that a version is logged
 _ID = re.compile(r"[0-9A-Za-z]{1,128}")  # the SDK makes them of 128 letters and digits
+MOST = 10_000  # ids of one version; those beyond are strangers
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Named:
 
     def strangers(self, versions: Iterable[Version]) -> int:
         """How many versions they name that are none of these."""
-        known = {client for version in versions for client, _ in version.clients}
+        known = {client for version in versions for client, _ in sound(version.clients)}
         return len(self.clients.keys() - known) + len(self.numbered)
 
     def _pair(self, value: Mapping[str, Any]) -> None:

@@ -274,21 +274,22 @@ class WandbPlace:
                 if written.native:
                     return written
                 self._lose(draft, "rows of W&B", RENUMBERED)
-                return self._numbered_anew(draft, open_rows, others=True)
-        return self._numbered_anew(draft, open_rows, others=False)
+                return self._numbered_anew(draft, native, open_rows)
+        return self._numbered_anew(draft, None, open_rows)
 
-    def _numbered_anew(self, draft: _Draft, open_rows: ExitStack, *, others: bool) -> Written:
-        """Every point, as of any run. `others`: and what keys hold beside that have no points."""
+    def _numbered_anew(self, draft: _Draft, native: WandbRun | None, open_rows: ExitStack) -> Written:
+        """Every point, as of any run; of a native one also what keys hold that have no points."""
         rows = open_rows.enter_context(closing(self._rows(draft)))
         for batch in draft.points.batches():
             rows.add(batch)
         file = draft.files.get(HISTORY_JSONL)
-        if others and file is not None and file.open is not None:
+        if native is not None and file is not None and file.open is not None:
+            exact = _are_exact(draft.points, native)
             with file.open() as stream:
                 for step, time, runtime, name, text in index.values(stream):
                     told = text.startswith(TELLS_A_POINT) or name in draft.points.counts
                     if not told and escaped(neutral(name)) == name:
-                        rows.other(step, time, runtime, name, text)
+                        rows.other(step, time if exact else _in_ms(time), runtime, name, text)
         return rows.sorted(native=False)
 
     def _rows(self, draft: _Draft) -> Rows:

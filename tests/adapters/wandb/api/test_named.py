@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlmigrate.adapters.wandb.api.answers import Unsupported
+from mlmigrate.adapters.wandb.api.client import Client
 from mlmigrate.adapters.wandb.api.named import named_by, where_is
 from mlmigrate.errors import MigrateError, NotFound, Refused, Unavailable
 
@@ -19,7 +20,9 @@ class Server:
     """Answers what `KNOWN` says; `refusal` gives what it says against a request for so many ids."""
 
     def __init__(self, refusal: Callable[[Mapping[str, Any]], MigrateError | None] = lambda _: None) -> None:
-        self.refusal, self.asked = refusal, 0
+        self.refusal, self.asked, self._refusals = refusal, 0, 0
+
+    together = Client.together
 
     def graphql(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         self.asked += 1

@@ -51,16 +51,26 @@ def where_is(client: Client, id: str) -> tuple[str, str, str, str] | None:
 
 
 def _some(client: Client, ids: Sequence[str], untold: set[str]) -> dict[str, str]:
+    def singly() -> dict[str, str]:
+        return {id_: version for one in ids for id_, version in _one(client, one, untold).items()}
+
+    return client.together(lambda: _asked(client, ids), singly)
+
+
+def _one(client: Client, id: str, untold: set[str]) -> dict[str, str]:
     try:
-        answer = client.graphql(_query(len(ids)), {f"c{n}": id_ for n, id_ in enumerate(ids)})
+        return _asked(client, [id])
     except (Unavailable, Unsupported):
         raise
-    except MigrateError as error:  # several at once are not taken, or one of them is not known
-        if len(ids) > 1:
-            return {key: value for id_ in ids for key, value in _some(client, [id_], untold).items()}
-        if not isinstance(error, NotFound):
-            untold.add(ids[0])
+    except NotFound:
         return {}
+    except MigrateError:
+        untold.add(id)
+        return {}
+
+
+def _asked(client: Client, ids: Sequence[str]) -> dict[str, str]:
+    answer = client.graphql(_query(len(ids)), {f"c{n}": id_ for n, id_ in enumerate(ids)})
     told = {id_: answer.get(f"c{n}") or {} for n, id_ in enumerate(ids)}
     return {id_: str(one["serverID"]) for id_, one in told.items() if one.get("serverID")}
 
